@@ -1,0 +1,142 @@
+"""`apply`: heads over any Ray dataset, as lazy columns; the job's own stages without a ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raybert.cluster import ENCODE_CPUS, WRITE_CPUS, alive_nodes, call_on_worker, limit_worker_threads, share_out
+from raybert.config import HeadSpec, heads_from, one_of
+from raybert.data.cells import from_row, to_row, windows_table
+from raybert.data.plan import VECTOR_TYPES, unique_names
+from raybert.data.stages import ModelStage, head_columns, head_fields, load_check, open_program
+from raybert.errors import InputError, SettingsError
+
+_BATCH_ROWS = 4096
+
+
+def apply(
+    dataset: Any,
+    heads: Mapping[str, Sequence[Any] | HeadSpec],
+    *,
+    text_column: str = "text",
+    device: str = "auto",
+    dtype: str = "auto",
+    budget: int | None = None,
+    vector_type: str = "float32",
+    actors: int | tuple[int, int] | None = None,
+    cpus_per_actor: float | None = None,
+    gpus_per_actor: float | None = None,
+) -> Any:
+    """Add each head's columns to a Ray dataset; nothing is computed before the dataset is consumed.
+
+    A row whose text is null, not a string, or can't be encoded keeps its place and has null in every head's columns.
+
+    Args:
+        dataset: any `ray.data.Dataset`.
+        heads: ``{"v": ("demo", "embed")}``, as in `raybert.data.run`.
+        text_column: the dataset's column of texts.
+        device: auto, cpu or cuda.
+        dtype: auto, float32, bfloat16 or float16; resolved once for all actors.
+        budget: tokens of one forward.
+        vector_type: float32 or float16, of embeddings.
+        actors: model actors, or least and most; None fills the cluster.
+        cpus_per_actor: CPUs booked for one.
+        gpus_per_actor: GPUs booked for one.
+
+    Returns:
+        A lazy `ray.data.Dataset` with the old columns and the new ones.
+
+    Raises:
+        UsageError: a column is missing or taken, or a head can't be honoured.
+    """
+    import ray.data
+
+    one_of("vector_type", vector_type, VECTOR_TYPES)
+    specs = heads_from(heads)
+    unique_names(specs)
+    _check_columns(dataset, specs, text_column, vector_type)
+    shares = share_out(
+        alive_nodes(),
+        device=device,
+        actors=(actors, actors) if isinstance(actors, int) else actors,
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+    )
+    engine = call_on_worker(load_check, specs, device, dtype, budget, cpus=shares.cpus, gpus=shares.gpus)
+    program = open_program(specs)
+    stage = {
+        "specs": specs,
+        "fingerprints": {name: task.fingerprint(engine["dtype"]) for name, task in program.tasks.items()},
+        "engine": engine,
+        "streams": shares.streams,
+    }
+    dataset = dataset.map_batches(
+        _encode,
+        batch_size=_BATCH_ROWS,
+        batch_format="pyarrow",
+        fn_kwargs={"specs": specs, "text_column": text_column},
+        num_cpus=ENCODE_CPUS,
+    )
+    dataset = dataset.map_batches(
+        ModelStage,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_constructor_kwargs=stage,
+        num_cpus=shares.cpus,
+        num_gpus=shares.gpus or None,
+        compute=ray.data.ActorPoolStrategy(min_size=shares.least, max_size=shares.most),
+    )
+    return dataset.map_batches(
+        _decode,
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"specs": specs, "vector_type": vector_type},
+        num_cpus=WRITE_CPUS,
+    )
+
+
+def _check_columns(dataset: Any, specs: Sequence[HeadSpec], text_column: str, vector_type: str) -> None:
+    """Refuse what Ray Data would let pass: it drops a misspelt column silently, and overwrites one that is there."""
+    schema = dataset.schema()
+    if schema is None:
+        raise InputError("dataset: it has no rows, so no columns either")
+    one_of("text_column", text_column, schema.names)
+    program = open_program(specs)
+    for spec in specs:
+        for field in head_fields(program.tasks[spec.name], spec.name, vector_type):
+            if field.name in schema.names:
+                raise SettingsError(f"head {spec.name!r}: the dataset has a column {field.name!r}; use another name")
+
+
+def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str) -> pa.Table:
+    """Rows -> one row with their windows; ``good`` says which rows have any."""
+    from raybert.text.tokenizer import problem
+
+    limit_worker_threads()
+    texts = block[text_column].to_pylist()
+    good = [row for row, text in enumerate(texts) if problem(text) is None]
+    tables = {"block": block, "good": pa.table({"row": pa.array(good, pa.int64())})}
+    program = open_program(specs)
+    for number, names in enumerate(program.groups):
+        windows = program.tasks[names[0]].encode([texts[row] for row in good])
+        tables[f"windows{number}"] = windows_table(windows)
+    return to_row({}, tables)
+
+
+def _decode(row: pa.Table, specs: Sequence[HeadSpec], vector_type: str) -> pa.Table:
+    """Arrays -> the rows again, with the heads' columns; null where a row has none."""
+    _, tables = from_row(row)
+    block, good = tables["block"], tables["good"]["row"].to_numpy()
+    program = open_program(specs)
+    columns, _ = head_columns(program, tables, vector_type)
+    place = np.full(len(block), -1, np.int64)
+    place[good] = np.arange(len(good))
+    take = pa.array(place, mask=place < 0)
+    for spec in specs:
+        for field in head_fields(program.tasks[spec.name], spec.name, vector_type):
+            block = block.append_column(field, columns[field.name].take(take))
+    return block

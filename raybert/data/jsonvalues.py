@@ -1,0 +1,153 @@
+"""Which Arrow type the values of a JSON key have, and whether a value fits it: nothing is converted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from raybert.errors import InputError
+
+_WORDS: dict[type, str] = {
+    bool: "a boolean",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+
+_EXACT = 1 << 53  # a double holds every integer up to here
+
+
+def json_word(value: object) -> str:
+    """What a decoded JSON value is, in words."""
+    return _WORDS[type(value)]
+
+
+class SeenValues:
+    """The kinds of values seen under one JSON key, each with the place where it came first."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._places: dict[type, str] = {}
+        self._items: SeenValues | None = None
+        self._fields: dict[str, SeenValues] = {}
+
+    def add(self, value: object, place: str) -> None:
+        """Take note of one value; null says nothing about a type."""
+        if value is None:
+            return
+        self._places.setdefault(type(value), place)
+        if isinstance(value, list):
+            if self._items is None:
+                self._items = SeenValues(f"{self.name}[]")
+            for item in value:
+                self._items.add(item, place)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if key not in self._fields and is_unicode(key):  # no Arrow field is called otherwise
+                    self._fields[key] = SeenValues(f"{self.name}.{key}")
+                if key in self._fields:
+                    self._fields[key].add(item, place)
+
+    @property
+    def may_be_text(self) -> bool:
+        """Strings came up, or nothing but nulls did."""
+        return str in self._places or not self._places
+
+    @property
+    def words(self) -> str:
+        """What came up, in words."""
+        return " and ".join(_WORDS[kind] for kind in self._places)
+
+    def arrow_type(self) -> pa.DataType:
+        """The type of all values seen: nothing but nulls is a string, integers among numbers are doubles.
+
+        Raises:
+            InputError: two kinds that no type holds, or only empty objects, which Parquet can't store.
+        """
+        kinds = set(self._places)
+        if not kinds or kinds == {str}:
+            return pa.string()
+        if kinds == {bool}:
+            return pa.bool_()
+        if kinds <= {int, float}:
+            return pa.float64() if float in kinds else pa.int64()
+        if kinds == {list}:
+            assert self._items is not None
+            return pa.list_(self._items.arrow_type())
+        if kinds == {dict}:
+            return self._struct()
+        (one, here), (other, there) = list(self._places.items())[:2]
+        raise InputError(
+            f"column {self.name!r} holds {_WORDS[one]} ({here}) and {_WORDS[other]} ({there}); "
+            "leave it out of --keep, or make its values one type"
+        )
+
+    def _struct(self) -> pa.DataType:
+        if not self._fields:
+            raise InputError(
+                f"column {self.name!r} holds only empty objects ({self._places[dict]}), which Parquet can't "
+                "store; leave it out of --keep"
+            )
+        return pa.struct([pa.field(key, seen.arrow_type()) for key, seen in self._fields.items()])
+
+
+def fit_column(values: Sequence[Any], kind: pa.DataType) -> tuple[Any, list[int]]:
+    """An Arrow array of decoded JSON values, and the positions of those that don't fit and are null in it."""
+    allowed = _SCALARS.get(kind)
+    if allowed is not None and set(map(type, values)) <= allowed:
+        try:
+            return pa.array(values, kind), []
+        except (pa.ArrowInvalid, OverflowError, UnicodeEncodeError):
+            pass  # an integer out of range or a lone surrogate: the slow way finds which
+    misfits = [at for at, value in enumerate(values) if not fits(value, kind)]
+    if misfits:
+        values = list(values)
+        for at in misfits:
+            values[at] = None
+    return pa.array(values, kind), misfits
+
+
+_NULL = type(None)
+_SCALARS: dict[Any, set[type]] = {
+    pa.string(): {str, _NULL},
+    pa.int64(): {int, _NULL},
+    pa.float64(): {int, float, _NULL},
+    pa.bool_(): {bool, _NULL},
+}
+
+
+def fits(value: Any, kind: pa.DataType) -> bool:
+    """Whether a decoded JSON value can be stored in this type without a change; an unknown key is one."""
+    if value is None:
+        return True
+    if kind in _SCALARS:
+        return type(value) in _SCALARS[kind] and _in_range(value, kind)
+    if pa.types.is_struct(kind):
+        if type(value) is not dict:
+            return False
+        types = {field.name: field.type for field in kind}
+        return all(key in types and fits(item, types[key]) for key, item in value.items())
+    assert pa.types.is_list(kind), kind
+    return type(value) is list and all(fits(item, kind.value_type) for item in value)
+
+
+def _in_range(value: Any, kind: pa.DataType) -> bool:
+    if isinstance(value, str):
+        return value.isascii() or is_unicode(value)
+    if type(value) is int:
+        return -_EXACT <= value <= _EXACT if kind == pa.float64() else -(1 << 63) <= value < 1 << 63
+    return True
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can express the text: no lone surrogate is in it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,53 @@
+"""``--limit``: the first rows of the input, as read tasks that end early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from raybert.data.files import Inputs, open_stream, reading
+from raybert.data.lines import LINE_LIMIT, read_lines
+from raybert.data.splits import InputFile, ReadTask
+
+
+def limit_tasks(
+    tasks: Mapping[int, tuple[ReadTask, ...]], limit: int, inputs: Inputs
+) -> dict[int, tuple[ReadTask, ...]]:
+    """Cut the tasks down to the first ``limit`` rows, in the order of file numbers.
+
+    Rows of streamed files are counted by their lines, as far as the limit reaches and no further.
+
+    Args:
+        tasks: all read tasks by file number.
+        limit: rows to read in all, at least 1.
+        inputs: where the files lie.
+    """
+    kept: dict[int, tuple[ReadTask, ...]] = {}
+    left = limit
+    for number, of_file in tasks.items():
+        if left == 0:
+            break
+        rows = of_file[-1].end
+        if rows is None:
+            rows = _count_lines(inputs, of_file[0].file, left)
+        end = min(rows, left)
+        cut = [
+            replace(task, end=min(end, task.end if task.end is not None else end), closes_file=False)
+            for task in of_file
+            if task.begin < end or task is of_file[0]
+        ]
+        cut[-1] = replace(cut[-1], closes_file=True)
+        kept[number] = tuple(cut)
+        left -= end
+    return kept
+
+
+def _count_lines(inputs: Inputs, file: InputFile, enough: int) -> int:
+    """Rows of a streamed file, counted up to ``enough``."""
+    count = 0
+    with reading(inputs.root.show(file)), open_stream(inputs.root, file) as stream:
+        for lines in read_lines(stream, blank_rows=inputs.format == "text", limit=LINE_LIMIT):
+            count += len(lines.sizes)
+            if count >= enough:
+                return enough
+    return count

@@ -1,0 +1,192 @@
+"""The Ray Data pipeline: read tasks -> splits -> windows -> arrays -> committed parts.
+
+Each stage asks Ray for another amount of CPU, so that Ray Data keeps them apart (it fuses neighbours that ask for the
+same, and tokenization would move into the model actors). Blocks hold one row: a split flows as soon as it is read.
+
+A worker that dies is replaced by Ray, and its split tried again, for ever if need be. So the tries are counted outside
+of the workers, in `Tries`: after the third death the split is given up and travels on as an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+
+from raybert.cluster import ENCODE_CPUS, READ_CPUS, WRITE_CPUS, Shares, limit_worker_threads
+from raybert.data.cells import from_row
+from raybert.data.splits import ReadTask
+from raybert.data.stages import Job, ModelStage, Note, encode_stage, error_row, read_stage, write_stage
+from raybert.errors import RaybertError, RunFailed
+
+MOST_DEATHS = 3
+
+
+class Tries:
+    """An actor that outlives workers: which stage began which split, and never ended it."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}
+
+    def begin(self, key: str) -> bool:
+        """Count a try; False when as many as `MOST_DEATHS` began before and none ended."""
+        self._open[key] = self._open.get(key, 0) + 1
+        return self._open[key] <= MOST_DEATHS
+
+    def end(self, key: str) -> None:
+        """The try ended, well or with an error: its worker lives."""
+        self._open.pop(key, None)
+
+
+def _key(stage: str, note: Note) -> str:
+    return f"{stage}/{note['file']['number']}/{note['begin']}"
+
+
+def _given_up(stage: str, note: Note) -> pa.Table:
+    end = note.get("end", "")
+    return error_row(
+        note,
+        RunFailed(
+            f"{note['file']['path']} rows {note['begin']}-{end}: {MOST_DEATHS} workers died while they tried to "
+            f"{stage} it; given up for this run, the next one tries again"
+        ),
+    )
+
+
+def _guarded(stage: str, row: pa.Table, tries: Any, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
+    """Do ``work`` unless workers keep dying of this row."""
+    import ray
+
+    note, _ = from_row(row)
+    if "error" in note:
+        return row
+    key = _key(stage, note)
+    if not ray.get(tries.begin.remote(key)):
+        return _given_up(stage, note)
+    try:
+        return work(row)
+    finally:
+        ray.get(tries.end.remote(key))
+
+
+def _read(block: pa.Table, job: Job, tries: Any) -> Iterator[pa.Table]:
+    import ray
+
+    task: ReadTask = pickle.loads(block["task"][0].as_py())  # noqa: S301  made by this job's own driver
+    note: Note = {"file": {"number": task.file.number, "path": task.file.path}, "begin": task.begin}
+    key = _key("read", note)
+    if not ray.get(tries.begin.remote(key)):
+        yield _given_up("read", note)
+        return
+    try:
+        yield from read_stage(task, job)
+    finally:
+        ray.get(tries.end.remote(key))
+
+
+def _encode(block: pa.Table, job: Job, tries: Any) -> pa.Table:
+    limit_worker_threads()
+    return _guarded("encode", block, tries, lambda row: encode_stage(row, job))
+
+
+class _Model:
+    """`ModelStage` as Ray Data calls it."""
+
+    def __init__(self, job: Job, tries: Any) -> None:
+        limit_worker_threads()
+        self._stage = ModelStage(job.heads, job.fingerprints, job.engine, job.streams)
+        self._tries = tries
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return _guarded("compute", block, self._tries, self._stage)
+
+
+def _write(block: pa.Table, job: Job, tries: Any) -> pa.Table:
+    return _guarded("write", block, tries, lambda row: write_stage(row, job))
+
+
+@contextmanager
+def data_context() -> Iterator[None]:
+    """Ray Data's settings for a job, put back at the end; they are copied into a dataset when it is made."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    ours = {
+        # One row a block: a split is never held back until others fill a block, nor tied to their fate.
+        "target_max_block_size": 1,
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        # A split may take its time; a job that is stuck shows it in its progress.
+        "execution_no_progress_timeout_s": 0,
+    }
+    before = {name: getattr(context, name) for name in ours if hasattr(context, name)}
+    for name in before:
+        setattr(context, name, ours[name])
+    loggers = [logging.getLogger(name) for name in ("ray.data", "ray.data.dataset")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def build(tasks: Sequence[ReadTask], job: Job, shares: Shares) -> Any:
+    """The lazy dataset: one row a read task in, one note a split out."""
+    import ray
+    import ray.data
+
+    tries = ray.remote(num_cpus=0)(Tries).remote()
+    pool = ray.data.TaskPoolStrategy
+    arguments = {"fn_kwargs": {"job": job, "tries": tries}, "batch_size": 1, "batch_format": "pyarrow"}
+    rows = [{"task": pickle.dumps(task)} for task in tasks]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = dataset.map_batches(_read, num_cpus=READ_CPUS, compute=pool(size=shares.readers), **arguments)
+    dataset = dataset.map_batches(_encode, num_cpus=ENCODE_CPUS, compute=pool(size=shares.encoders), **arguments)
+    dataset = dataset.map_batches(
+        _Model,
+        fn_constructor_kwargs={"job": job, "tries": tries},
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=shares.cpus,
+        num_gpus=shares.gpus or None,
+        compute=ray.data.ActorPoolStrategy(min_size=shares.least, max_size=shares.most),
+    )
+    return dataset.map_batches(_write, num_cpus=WRITE_CPUS, compute=pool(size=shares.writers), **arguments)
+
+
+def notes(dataset: Any) -> Iterator[Note]:
+    """Run the dataset; the note of each split as soon as it is committed or given up.
+
+    Raises:
+        RaybertError: an error of ours that no stage could turn into a note (a model actor that can't start).
+    """
+    import ray
+
+    from raybert.cluster import cause_of, first_line
+
+    try:
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for number in range(block.num_rows):
+                yield from_row(block.slice(number, 1).combine_chunks())[0]
+    except RaybertError:
+        raise
+    except ray.exceptions.RayError as error:
+        ours = cause_of(error)
+        raise (ours or RunFailed(f"Ray: {first_line(error)}; what was committed stays, run again")) from error
+
+
+def quiet_ray() -> None:
+    """Keep Ray's own log lines off this process's stderr; they stay in the session's log folder."""
+    # Ray Data gives its actors' arguments through the object store and logs an ERROR for it at every pool
+    # (ray#53727): it would stand in every user's terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -1,0 +1,194 @@
+"""The packed form of BERT: frozen, inference only, no padding from embedding to last layer.
+
+    pack(BertModel) -> PackedEncoder:  ids [T], lengths [N]  ->  hidden_TD
+
+The arithmetic is that of the module form (Devlin et al. 2018); the shapes differ: the tokens of all sequences
+lie in one flat row, linears see [T, D], attention sees each sequence by the `Layout`.
+"""
+
+# T tokens of a batch, N sequences, D width, F feed-forward width, H heads
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from raybert.checkpoint.config import BertConfig
+from raybert.errors import UsageError
+from raybert.model.architecture import BertModel
+from raybert.model.attention import Layout, grouped, layout_of, varlen
+from raybert.model.encoder import BertLayer
+from raybert.model.kernels import Kernels, Linear, make_linear
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences laid end to end, ready for one forward.
+
+    Attributes:
+        ids_T: int64 word ids, on the encoder's device.
+        type_ids_T: int64 token types, or None where all are 0.
+        layout: where each sequence lies.
+    """
+
+    ids_T: Tensor
+    type_ids_T: Tensor | None
+    layout: Layout
+
+    @classmethod
+    def of(cls, ids: np.ndarray, lengths: np.ndarray, type_ids: np.ndarray | None, device: torch.device) -> TokenBatch:
+        """Build from flat numpy ``ids`` [T] and ``lengths`` [N]."""
+
+        def to_device(values: np.ndarray) -> Tensor:
+            tensor = torch.from_numpy(values.astype(np.int64))
+            if device.type == "cuda":
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor
+
+        types = None if type_ids is None else to_device(type_ids)
+        return cls(to_device(ids), types, layout_of(lengths, device))
+
+
+class Encoder(Protocol):
+    """What the engine runs: a packed encoder, or the module form where packing is impossible."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Hidden states [T, D] of the last layer."""
+        ...
+
+
+class _PackedLayer:
+    """One layer: attention and feed-forward, each with its residual and LayerNorm."""
+
+    def __init__(
+        self, layer: BertLayer, config: BertConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        attention = layer.attention.self
+
+        def linear(*modules: nn.Linear) -> Linear:
+            return make_linear(kernels.linear, *modules, dtype=dtype, device=device)
+
+        self.qkv = linear(attention.query, attention.key, attention.value)
+        self.attention_output = linear(layer.attention.output.dense)
+        self.widen = linear(layer.intermediate.dense)
+        self.narrow = linear(layer.output.dense)
+        self.norm_attention = _Norm(layer.attention.output.LayerNorm, dtype, device)
+        self.norm_output = _Norm(layer.output.LayerNorm, dtype, device)
+        self.activation = config.hidden_act
+        self.attend = {"groups": grouped, "varlen": varlen}[kernels.attention](config.num_attention_heads)
+
+    def __call__(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        context_TD = self.attend(self.qkv(x_TD), layout)
+        x_TD = self.norm_attention(self.attention_output.added(context_TD, x_TD))
+        wide_TF = self.widen.activated(x_TD, self.activation)
+        return self.norm_output(self.narrow.added(wide_TF, x_TD))
+
+
+class _Norm:
+    """LayerNorm with frozen weights."""
+
+    def __init__(self, module: nn.LayerNorm, dtype: torch.dtype, device: torch.device) -> None:
+        self.weight = module.weight.detach().to(device, dtype)
+        self.bias = module.bias.detach().to(device, dtype)
+        self.shape, self.eps = tuple(module.normalized_shape), module.eps
+
+    def __call__(self, x_TD: Tensor) -> Tensor:
+        return F.layer_norm(x_TD, self.shape, self.weight, self.bias, self.eps)
+
+
+class PackedEncoder:
+    """BERT's embeddings and layers over packed tokens. Made by `pack`, never trained."""
+
+    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> None:
+        embeddings = module.embeddings
+        self.device, self.dtype, self.kernels = device, dtype, kernels
+        self._words = embeddings.word_embeddings.weight.detach().to(device, dtype)
+        # Positions and token types are added in fp32 before they are rounded once.
+        positions = embeddings.position_embeddings.weight.detach().float()
+        types = embeddings.token_type_embeddings.weight.detach().float()
+        self._places = [(positions + of_type).to(device, dtype) for of_type in types[:2]]
+        self._norm = _Norm(embeddings.LayerNorm, dtype, device)
+        self._layers = [_PackedLayer(layer, module.config, kernels, dtype, device) for layer in module.encoder.layer]
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Hidden states [T, D] of the last layer."""
+        with torch.inference_mode():
+            x_TD = F.embedding(batch.ids_T, self._words).add_(self._place(batch))
+            x_TD = self._norm(x_TD)
+            for layer in self._layers:
+                x_TD = layer(x_TD, batch.layout)
+            return x_TD
+
+    def _place(self, batch: TokenBatch) -> Tensor:
+        positions_T = batch.layout.positions_T
+        first_TD = F.embedding(positions_T, self._places[0])
+        if batch.type_ids_T is None or len(self._places) == 1:
+            return first_TD
+        second_TD = F.embedding(positions_T, self._places[1])
+        return torch.where(batch.type_ids_T[:, None] == 0, first_TD, second_TD)
+
+
+class ModuleEncoder:
+    """The module form behind the same call, for models that `pack` refuses; groups need no padding."""
+
+    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.device, self.dtype = device, dtype
+        self._module = module.to(device, dtype).eval()
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        """Hidden states [T, D] of the last layer."""
+        pieces = []
+        with torch.inference_mode():
+            for group in batch.layout.groups:
+                shape = (group.count, group.length)
+                types_T = batch.type_ids_T
+                output = self._module(
+                    input_ids=batch.ids_T[group.tokens].view(shape),
+                    token_type_ids=None if types_T is None else types_T[group.tokens].view(shape),
+                )
+                pieces.append(output.last_hidden_state.flatten(0, 1))
+            return torch.cat(pieces)
+
+
+def why_not_packed(config: BertConfig) -> str | None:
+    """The property of a model that the packed form can't compute, or None."""
+    if config.is_decoder or config.add_cross_attention:
+        return "a decoder attends to earlier positions only"
+    if config.position_embedding_type != "absolute":
+        return f"position_embedding_type {config.position_embedding_type}"
+    if config.type_vocab_size > 2:
+        return f"{config.type_vocab_size} token types"
+    return None
+
+
+def pack(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> PackedEncoder:
+    """Freeze a module into its packed form.
+
+    Args:
+        module: the trunk; its parameters are copied, later changes to them are not seen.
+        dtype: of the arithmetic; weights are rounded to it.
+        device: where it runs.
+        kernels: from `choose_kernels`, or imposed by a run.
+
+    Raises:
+        UsageError: the packed form can't compute this model (decoder, relative positions).
+    """
+    reason = why_not_packed(module.config)
+    if reason is not None:
+        raise UsageError(f"pack: {reason} has no packed form; run the module form")
+    return PackedEncoder(module, dtype=dtype, device=device, kernels=kernels)
+
+
+def make_encoder(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> Encoder:
+    """`pack` where it is possible, else the module form."""
+    if why_not_packed(module.config) is None:
+        return pack(module, dtype=dtype, device=device, kernels=kernels)
+    return ModuleEncoder(module, dtype=dtype, device=device)

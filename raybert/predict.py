@@ -1,0 +1,125 @@
+"""Heads in a Python process: `load` gives a predictor, a predictor answers texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from raybert.config import HeadSpec, known_options, task_name
+from raybert.engine import EngineSettings, Trunk, choose_settings, default_threads
+from raybert.errors import RowError, UsageError
+from raybert.tasks import TASKS, Task, make_task
+from raybert.text.encoding import Windows
+
+# Texts encoded at once; the next chunk is encoded while this one is computed.
+_CHUNK_TEXTS = 4096
+
+
+class Predictor:
+    """One head, ready to answer.
+
+    Attributes:
+        fingerprint: sha256 of everything that decides the answers; equal to a batch job's for the same head.
+        columns: names of the columns that a batch job would write for it.
+    """
+
+    def __init__(self, task: Task, settings: EngineSettings, *, threads: int) -> None:
+        self.task = task
+        self.settings = settings
+        self.fingerprint = task.fingerprint(settings.dtype)
+        self.columns = [field.name for field in task.columns(task.name.replace("-", "_"), "float32")]
+        self._trunk = Trunk({task.name: task}, settings, threads=threads)
+
+    def __call__(self, texts: Sequence[str]) -> Any:
+        """Answer ``texts``, in order.
+
+        Args:
+            texts: any number of texts of any length.
+
+        Returns:
+            What the task gives: embed float32 [N, D].
+
+        Raises:
+            UsageError: a bare string where a list is meant.
+            RowError: a text that can't be encoded (not a string, a lone surrogate), with its row.
+        """
+        if isinstance(texts, str | bytes):
+            raise UsageError(f"texts: a bare {type(texts).__name__} where a list of texts is meant; pass [text]")
+        answers = []
+        for windows in self._encoded(list(texts)):
+            arrays = self._trunk.run(windows, [self.task.name], spread=True)[self.task.name]
+            answers.append(self.task.decode(windows, arrays))
+        return self.task.join(answers)
+
+    def _encoded(self, texts: list[str]) -> Iterator[Windows]:
+        """Windows of consecutive chunks, one chunk ahead of the reader."""
+        begins = iter(range(0, len(texts), _CHUNK_TEXTS))
+
+        def encode(begin: int) -> Windows:
+            try:
+                return self.task.encode(texts[begin : begin + _CHUNK_TEXTS])
+            except RowError as error:
+                raise RowError(begin + error.row, error.reason, error.detail) from None
+
+        with ThreadPoolExecutor(1, thread_name_prefix="raybert-encode") as encoder:
+            ahead = [encoder.submit(encode, begin) for begin in islice(begins, 1)]
+            while ahead:
+                windows = ahead.pop().result()
+                ahead += [encoder.submit(encode, begin) for begin in islice(begins, 1)]
+                yield windows
+
+    def info(self) -> dict[str, Any]:
+        """Model, options and settings in plain values."""
+        config = self.task.checkpoint.config
+        return {
+            "model": self.task.checkpoint.name,
+            "task": self.task.name,
+            "options": self.task.options,
+            "fingerprint": self.fingerprint,
+            "columns": self.columns,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "engine": self.settings.as_dict(),
+        }
+
+
+def load(
+    model: str,
+    task: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    max_length: int | None = None,
+    threads: int | None = None,
+    **task_options: Any,
+) -> Predictor:
+    """Load one head into this process.
+
+    Args:
+        model: a folder, a hub id, or ``"demo"``.
+        task: a task name (`raybert.config.TASK_NAMES`).
+        device: auto, cpu or cuda.
+        dtype: auto, float32, bfloat16 or float16; float32 is always exact.
+        revision: branch, tag or commit of a hub id.
+        max_length: tokens a text is cut to; None takes the checkpoint's.
+        threads: processors to compute on; None takes all that this process may use.
+        **task_options: the task's own, such as ``prompt`` and ``dimensions`` for embed.
+
+    Raises:
+        CheckpointError: the model can't be found, read or honoured.
+        SettingsError: an option is unknown or out of range.
+        DeviceError: the device or dtype is not to be had here.
+    """
+    name = task_name(task)
+    known_options(name, task_options, TASKS[name].OPTIONS)
+    if max_length is not None:
+        task_options["max_length"] = max_length
+    opened = make_task(
+        HeadSpec(name=name.replace("-", "_"), task=name, model=str(model), revision=revision, options=task_options)
+    )
+    config = opened.checkpoint.config
+    settings = choose_settings(device=device, dtype=dtype, head_width=config.hidden_size // config.num_attention_heads)
+    return Predictor(opened, settings, threads=threads or default_threads())

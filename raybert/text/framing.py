@@ -1,0 +1,82 @@
+"""The special tokens around one text, or around and between the two of a pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import tokenizers
+
+from raybert.text.encoding import Int8s, Int32s, Int64s
+
+
+class Part(NamedTuple):
+    """One special token, or the place of a text (`special_id` is None), with its token type."""
+
+    special_id: int | None
+    type_id: int
+
+
+class Framed(NamedTuple):
+    """Framed windows, as the fields of `Windows` of the same names."""
+
+    ids: Int32s
+    lengths: Int32s
+    type_ids: Int8s | None
+    offsets: Int32s | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a tokenizer's template says, part by part."""
+
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, backend: tokenizers.Tokenizer, *texts: str) -> Frame:
+        """Ask a tokenizer how it frames one text or two, whatever its template is."""
+        encoding = backend.encode(*texts)
+        places = zip(encoding.sequence_ids, encoding.ids, encoding.type_ids, strict=True)
+        parts: list[Part] = []
+        for text, run in groupby(places, key=lambda place: place[0]):
+            tokens = list(run)
+            if text is None:
+                parts.extend(Part(special_id, type_id) for _, special_id, type_id in tokens)
+            else:
+                parts.append(Part(None, tokens[0][2]))
+        return cls(tuple(parts))
+
+    @property
+    def size(self) -> int:
+        """How many special tokens there are."""
+        return sum(part.special_id is not None for part in self.parts)
+
+    def around(self, inner: Int64s, ids: Int32s, offsets: Int32s | None) -> Framed:
+        """Put W windows' texts into the frame.
+
+        Args:
+            inner: [W, 1 or 2], pieces of each window's text or texts.
+            ids: the pieces, text after text, window after window.
+            offsets: their offsets, if wanted; special tokens get (0, 0).
+        """
+        n_windows = len(inner)
+        part_lengths = np.ones((n_windows, len(self.parts)), np.int64)
+        part_lengths[:, [part.special_id is None for part in self.parts]] = inner
+
+        def spread(values: list[int], dtype: type[np.number | np.bool_]) -> np.ndarray:
+            return np.repeat(np.tile(np.array(values, dtype), n_windows), part_lengths.ravel())
+
+        is_text = spread([part.special_id is None for part in self.parts], np.bool_)
+        framed = np.empty(len(is_text), np.int32)
+        framed[is_text] = ids
+        special = [part.special_id for part in self.parts if part.special_id is not None]
+        framed[~is_text] = np.tile(np.array(special, np.int32), n_windows)
+        type_ids = [part.type_id for part in self.parts]
+        placed = None
+        if offsets is not None:
+            placed = np.zeros((len(is_text), 2), np.int32)
+            placed[is_text] = offsets
+        lengths = part_lengths.sum(axis=1).astype(np.int32)
+        return Framed(framed, lengths, spread(type_ids, np.int8) if any(type_ids) else None, placed)

@@ -1,0 +1,293 @@
+"""Texts to windows of ids, fast and in bounded memory, over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+
+from raybert.errors import CheckpointError, RowError, SettingsError
+from raybert.text.build import build, lower_first
+from raybert.text.encoding import Int32s, Int64s, Windows
+from raybert.text.files import Definition, read_definition
+from raybert.text.framing import Frame
+from raybert.text.pieces import pieces, safe_cut
+from raybert.text.windows import Spans, cut, share, slide
+
+CHUNK_CHARS = 262_144
+CHUNK_TEXTS = 512
+"""At most so much goes to the library at once: its results take 100 to 400 bytes per character."""
+
+
+def problem(text: object) -> tuple[str, str] | None:
+    """Why a value can't be tokenized, as (reason, detail), or None if it can.
+
+    Reasons: ``null``, ``wrong_type``, ``lone_surrogate`` (half of a UTF-16 pair, which no UTF-8 can carry). Any
+    other text is fine: empty, of any length, with control characters, NUL or unassigned code points.
+    """
+    if text is None:
+        return "null", "the text is missing (null)"
+    if not isinstance(text, str):
+        return "wrong_type", f"expected a text, got {type(text).__name__}"
+    if text.isascii():
+        return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = ord(text[error.start])
+        return "lone_surrogate", f"character {error.start} is U+{half:04X}, half of a surrogate pair"
+    return None
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer, cut at one maximal length.
+
+    How many threads a call uses is the library's affair: all cores, unless the process started with
+    ``TOKENIZERS_PARALLELISM=false`` or a number in ``RAYON_NUM_THREADS``. They hold for the whole process, so
+    whoever starts it sets them; nothing here writes to the environment.
+
+    Attributes:
+        backend: the library's tokenizer; it neither truncates nor pads.
+        max_length: tokens that a window holds, special tokens included.
+        files: the files that define it, sorted.
+        vocabulary: token -> id, added tokens included.
+        vocab_size: 1 + the largest id.
+        unk_id, cls_id, sep_id: ids of special tokens.
+        pad_id, mask_id: likewise; None if there is no such token.
+        special_ids: the ids of all special tokens.
+    """
+
+    def __init__(self, definition: Definition, *, max_length: int, lower_case: bool = False) -> None:
+        self.backend = build(definition)
+        if lower_case:
+            lower_first(self.backend)
+        self.max_length = max_length
+        self.files = definition.files
+        added = self.backend.get_added_tokens_decoder()
+        self.vocabulary = definition.vocabulary | {token.content: index for index, token in added.items()}
+        self.vocab_size = 1 + max(self.vocabulary.values())
+        ids = {role: self.vocabulary.get(token.content) for role, token in definition.names.items()}
+        self.unk_id, self.cls_id, self.sep_id = (
+            self.vocabulary[definition.names[role].content] for role in ("unk_token", "cls_token", "sep_token")
+        )
+        self.pad_id, self.mask_id = ids["pad_token"], ids["mask_token"]
+        extra = (self.vocabulary.get(token.content) for token in definition.extra)
+        self.special_ids = frozenset(index for index in (*ids.values(), *extra) if index is not None)
+        self._keep = definition.keep
+        self._safe = safe_cut(self.backend, definition.options)
+        self._alone = Frame.of(self.backend, "a")
+        self._room(self._alone)
+
+    @classmethod
+    def from_files(cls, folder: Path, *, max_length: int, lower_case: bool = False) -> Self:
+        """Read a checkpoint folder's tokenizer: tokenizer.json, else vocab.txt, with tokenizer_config.json.
+
+        Args:
+            folder: the checkpoint.
+            max_length: tokens that a window holds, special tokens included.
+            lower_case: lower-case texts before anything else, whatever the tokenizer does (sentence-transformers'
+                do_lower_case).
+
+        Raises:
+            CheckpointError: a file is missing or malformed, or the vocabulary lacks [UNK], [CLS] or [SEP].
+            SettingsError: `max_length` holds no token beside the special ones.
+        """
+        return cls(read_definition(folder), max_length=max_length, lower_case=lower_case)
+
+    def check_vocab_size(self, vocab_size: int) -> None:
+        """Refuse a model that has no embedding for some of this tokenizer's ids.
+
+        Raises:
+            CheckpointError: the largest id is `vocab_size` (the model's) or more.
+        """
+        if self.vocab_size > vocab_size:
+            token = max(self.vocabulary, key=self.vocabulary.__getitem__)
+            raise CheckpointError(
+                f"{self.files[0].parent}: the tokenizer's {token!r} has id {self.vocab_size - 1}, but config.json's "
+                f"vocab_size is {vocab_size}; the two belong to different models"
+            )
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str = "",
+        offsets: bool = False,
+        windows: Literal["truncate", "slide"] = "truncate",
+        stride: int = 0,
+    ) -> Windows:
+        """Encode texts, each between its special tokens.
+
+        Args:
+            texts: N texts.
+            prompt: put before every text, as it is.
+            offsets: also say where each token lies in its text; slower by a half.
+            windows: "truncate": one window a text, of its first tokens (its last ones, if the checkpoint's
+                truncation_side is left). "slide": as many windows as it takes.
+            stride: tokens that neighbouring windows of a text share.
+
+        Raises:
+            RowError: a text is none, or holds a lone surrogate; see `problem`.
+            SettingsError: a stride that leaves no step forward.
+        """
+        room = self._room(self._alone)
+        slides = windows == "slide"
+        limit = None if slides or self._keep == "last" else room
+        taken = self._tokenize(texts, prompt, limit, offsets)
+        spans = slide(taken.counts, room, stride) if slides else cut(taken.counts, room, self._keep)
+        inner = (spans.end - spans.begin)[:, None]
+        framed = self._alone.around(inner, *taken.select(spans))
+        tokens = taken.counts + self._alone.size
+        return Windows(
+            **framed._asdict(),
+            row_of_window=spans.row,
+            tokens=tokens.astype(np.int32),
+            truncated=np.zeros(len(tokens), np.bool_) if slides else tokens > self.max_length,
+        )
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], *, offsets: bool = False) -> Windows:
+        """Encode pairs of texts, one window each, with token types.
+
+        Too long a pair is cut by `share`: the longer text gives way first ("longest_first" of the reference).
+
+        Args:
+            pairs: N pairs.
+            offsets: also say where each token lies in its own text of the two.
+
+        Raises:
+            RowError: a pair is not two texts, or one holds a lone surrogate; see `problem`.
+        """
+        room = self._room(self._pair)
+        taken = self._tokenize(_both(pairs), "", room if self._keep == "first" else None, offsets)
+        first, second = taken.counts[::2], taken.counts[1::2]
+        inner = np.stack(share(first, second, room), axis=1)
+        framed = self._pair.around(inner, *taken.select(cut(taken.counts, inner.ravel(), self._keep)))
+        tokens = first + second + self._pair.size
+        return Windows(
+            **framed._asdict(),
+            row_of_window=np.arange(len(tokens), dtype=np.int32),
+            tokens=tokens.astype(np.int32),
+            truncated=tokens > self.max_length,
+        )
+
+    def count(self, texts: Sequence[str]) -> Int32s:
+        """Tokens of each text before truncation, special tokens included, int32 [N]."""
+        taken = self._tokenize(texts, "", 0, False)
+        return (taken.counts + self._alone.size).astype(np.int32)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many leading tokens of a window belong to a prompt, by sentence-transformers' count.
+
+        That is the prompt's own encoding, cut to `max_length`, without a special token at its end; where prompt
+        and text share a token, the sum may be off by that token, there and here.
+        """
+        if not prompt:
+            return 0
+        ids = self.encode([prompt]).ids
+        return len(ids) - (int(ids[-1]) in self.special_ids)
+
+    @cached_property
+    def _pair(self) -> Frame:
+        return Frame.of(self.backend, "a", "a")
+
+    def _room(self, frame: Frame) -> int:
+        """Pieces that fit a window beside its special tokens."""
+        if self.max_length <= frame.size:
+            raise SettingsError(
+                f"max_length: {self.max_length} leaves no room beside {frame.size} special tokens; "
+                f"give {frame.size + 1} or more"
+            )
+        return self.max_length - frame.size
+
+    def _tokenize(self, texts: Sequence[str], prompt: str, limit: int | None, offsets: bool) -> _Taken:
+        """Pieces of each text: how many there are, and the first `limit` of them (None: all)."""
+        if isinstance(texts, str):
+            raise TypeError("a list of texts is meant, not one text; pass [text]")
+        encode_batch = self.backend.encode_batch if offsets else self.backend.encode_batch_fast
+        counts, kept = [0] * len(texts), [0] * len(texts)
+        ids: list[Int32s] = []
+        places: list[Int32s] = []
+        for chunk in _chunks(texts, prompt, self._safe):
+            encodings = encode_batch([piece for _, _, piece in chunk], add_special_tokens=False)
+            chunk_ids: list[list[int]] = []
+            for (row, begin, _), encoding in zip(chunk, encodings, strict=True):
+                count = len(encoding)
+                take = count if limit is None else min(count, limit - kept[row])
+                counts[row] += count
+                kept[row] += take
+                if take > 0:
+                    chunk_ids.append(encoding.ids[:take])
+                    if offsets:
+                        places.append(np.array(encoding.offsets[:take], np.int32) + (begin - len(prompt)))
+            ids.append(np.fromiter(chain.from_iterable(chunk_ids), np.int32))
+        return _Taken(
+            counts=np.array(counts, np.int64),
+            kept=np.array(kept, np.int64),
+            ids=_joined(ids, np.empty(0, np.int32)),
+            # What lies in the prompt lies at 0 of the text, with no width.
+            offsets=np.maximum(_joined(places, np.empty((0, 2), np.int32)), 0) if offsets else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """Pieces of N texts: `counts` [N] there are, `kept` [N] of them are here, text after text."""
+
+    counts: Int64s
+    kept: Int64s
+    ids: Int32s
+    offsets: Int32s | None
+
+    def select(self, spans: Spans) -> tuple[Int32s, Int32s | None]:
+        """The pieces of these windows, and their offsets, window after window."""
+        starts = np.cumsum(self.kept) - self.kept
+        begin, end = starts[spans.row] + spans.begin, starts[spans.row] + spans.end
+        if np.array_equal(begin, np.append(0, end[:-1])) and end[-1:] == len(self.ids):
+            return self.ids, self.offsets  # they are all pieces, each one once
+
+        def gathered(values: Int32s) -> Int32s:
+            return _joined([values[b:e] for b, e in zip(begin.tolist(), end.tolist(), strict=True)], values[:0])
+
+        return gathered(self.ids), None if self.offsets is None else gathered(self.offsets)
+
+
+def _joined(arrays: list[Int32s], empty: Int32s) -> Int32s:
+    return np.concatenate([empty, *arrays])
+
+
+def _chunks(texts: Sequence[str], prompt: str, safe: re.Pattern[str] | None) -> Iterator[list[tuple[int, int, str]]]:
+    """Chunks of (row, place of the piece in prompt and text, piece), bounded in texts and in characters."""
+    chunk: list[tuple[int, int, str]] = []
+    chars = 0
+    for row, text in enumerate(texts):
+        found = problem(text)
+        if found is not None:
+            raise RowError(row, *found)
+        for begin, piece in pieces(prompt + text, safe):
+            if len(chunk) == CHUNK_TEXTS or (chunk and chars + len(piece) > CHUNK_CHARS):
+                yield chunk
+                chunk, chars = [], 0
+            chunk.append((row, begin, piece))
+            chars += len(piece)
+    if chunk:
+        yield chunk
+
+
+def _both(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """First and second texts in turn, each checked, because a problem is the pair's."""
+    texts: list[str] = []
+    for row, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise RowError(row, "wrong_type", f"expected a pair of texts, got {type(pair).__name__}")
+        for text in pair:
+            found = problem(text)
+            if found is not None:
+                raise RowError(row, *found)
+            texts.append(text)
+    return texts

@@ -1,0 +1,28 @@
+"""What every test needs: an offline, quiet environment, and one tiny checkpoint."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.tiny import write_tiny_checkpoint
+
+# Set before any test imports a library that reads them at import.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# An inherited value would hide what raybert itself does about tokenizer threads and forks.
+os.environ.pop("TOKENIZERS_PARALLELISM", None)
+
+# The same examples on every run, no timing of a shared machine, nothing left behind.
+hypothesis.settings.register_profile("raybert", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("raybert")
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain tiny BERT folder (tests/tiny.py), shared by the session: read only."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), tokenizer_json=True)
