@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from raybert.errors import DeviceError, RaybertError, RunFailed, SettingsError
 READ_CPUS, ENCODE_CPUS, WRITE_CPUS = 0.1, 0.2, 0.15
 _STAGES_CPUS = 0.5  # left to the three of them together
 _STREAMS_PER_ACTOR = 8
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ")
 
 
 @contextmanager
@@ -32,6 +34,9 @@ def connected(address: str | None = None) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Ray Data gives its actors' arguments through the object store, and Ray's core logs an ERROR about that at every
+    # pool (ray#53727), which would stand in every user's terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -167,9 +172,10 @@ def cause_of(error: BaseException) -> RaybertError | None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error of another library in one line."""
+    """An error of another library in one line: what was raised in a worker, where Ray carries its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    raised = [line for line in lines if _RAISED.match(line)]
+    return (raised or lines or [type(error).__name__])[0 if not raised else -1]
 
 
 def limit_worker_threads() -> None:

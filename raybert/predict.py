@@ -29,7 +29,9 @@ class Predictor:
         self.task = task
         self.settings = settings
         self.fingerprint = task.fingerprint(settings.dtype)
-        self.columns = [field.name for field in task.columns(task.name.replace("-", "_"), "float32")]
+        name = task.name.replace("-", "_")
+        own = [field.name for field in task.columns(name, "float32")]
+        self.columns = [*own, f"{name}_tokens", f"{name}_truncated"]
         self._trunk = Trunk({task.name: task}, settings, threads=threads)
 
     def __call__(self, texts: Sequence[str]) -> Any:

@@ -120,6 +120,12 @@ def test_a_file_that_shrinks_or_goes_after_indexing(tmp_path: Path) -> None:
 # -- damage ------------------------------------------------------------------------------------------------------
 
 
+def rewrite(path: Path, content: bytes) -> None:
+    """Write anew: some file systems flush a file to disk when it is truncated and written again."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
 def small_safetensors() -> bytes:
     return safetensors.numpy.save({"a": np.arange(6, dtype=np.float32), "b": np.ones((2, 3), np.float16)})
 
@@ -152,9 +158,9 @@ BAD_SAFETENSORS: list[tuple[bytes, str]] = [
     (header_file(one(data_offsets=[0])), r"data_offsets \[0\]"),
     (header_file(one(data_offsets=[8, 0])), "takes 8 bytes, its data_offsets say -8"),
     (header_file(one(data_offsets=[0, 9]), bytes(9)), "takes 8 bytes, its data_offsets say 9"),
-    (header_file(one(), bytes(7)), "truncated: the tensors end at byte 67, the file at 66"),
-    (header_file(one(), bytes(9)), "the tensors end at byte 67, the file goes on to 68"),
-    (header_file(one(data_offsets=[1, 9]), bytes(9)), "begins at byte 60, the one before it ends at 59"),
+    (header_file(one(), bytes(7)), "truncated: the tensors end at byte 77, the file at 76"),
+    (header_file(one(), bytes(9)), "the tensors end at byte 77, the file goes on to 78"),
+    (header_file(one(data_offsets=[1, 9]), bytes(9)), "begins at byte 70, the one before it ends at 69"),
     (header_file({**one(), "b": one()["a"]}, bytes(8)), "'b' begins at byte"),
 ]
 
@@ -174,14 +180,14 @@ def test_truncated_safetensors_at_every_byte(tmp_path: Path) -> None:
     content = small_safetensors()
     path = tmp_path / "model.safetensors"
     for length in range(len(content)):
-        path.write_bytes(content[:length])
+        rewrite(path, content[:length])
         with pytest.raises(CheckpointError):
             index([path])
 
 
 def check_like_the_library(path: Path, content: bytes) -> None:
     """What we accept the library accepts too, with the same tensors."""
-    path.write_bytes(content)
+    rewrite(path, content)
     try:
         entries = index([path])
     except CheckpointError as error:
@@ -214,7 +220,7 @@ def test_truncated_torch_files_at_every_byte(tmp_path: Path, *, zipped: bool) ->
     path = tmp_path / "pytorch_model.bin"
     content = small_torch_file(path, zipped=zipped)
     for length in range(len(content)):
-        path.write_bytes(content[:length])
+        rewrite(path, content[:length])
         with pytest.raises(CheckpointError):
             index([path])
 
@@ -228,7 +234,7 @@ def test_changed_bytes_of_torch_files_are_an_error_or_an_index(tmp_path: Path, *
         for _ in range(3):
             changed = bytearray(content)
             changed[position] = rng.randrange(256)
-            path.write_bytes(bytes(changed))
+            rewrite(path, bytes(changed))
             try:
                 for entry in index([path]).values():
                     read_bytes(entry)
@@ -254,7 +260,7 @@ def test_no_code_of_a_pickle_runs(tmp_path: Path, *, zipped: bool) -> None:
     path, witness = tmp_path / "pytorch_model.bin", tmp_path / "witness"
     attack = Runs(os.mkdir, str(witness))
     torch.save({"a": torch.ones(2), "b": attack}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="the pickle asks for posix.mkdir"):
+    with pytest.raises(CheckpointError, match=r"the pickle asks for posix\.mkdir"):
         index([path])
     assert not witness.exists()
 
@@ -277,7 +283,7 @@ MARK_DICT = b"\x80\x02ccollections\nOrderedDict\n)R"
         (b"\x80\x02c__main__\nx\n.", "asks for __main__.x"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor\n}b.", "the pickle changes a function"),
         (b"\x80\x02ctorch._utils\n_rebuild_tensor\n)\x81.", "the pickle uses NEWOBJ"),
-        (b"\x80\x02ctorch\nSize\nctorch\nSize\nR.", "not iterable"),
+        (b"\x80\x02ctorch\nSize\nctorch\nSize\nR.", "damaged: argument list must be a tuple"),
         (b"\x80\x02Nr\xff\xff\xff\x7f.", "memo 2147483647"),
         (b"\x80\x02]q\x00h\x00a.", "holds a list"),
         (b"\x80\x02}X\x01\x00\x00\x00aK\x03s.", "'a' holds a int"),
@@ -325,7 +331,9 @@ def test_archives_that_torch_save_never_writes(tmp_path: Path) -> None:
             target.writestr(name, source.read(name))
     with pytest.raises(CheckpointError, match="compressed or encrypted"):
         index([path])
-    torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    with zipfile.ZipFile(path, "w") as script:
+        script.writestr("model/data.pkl", b"N.")
+        script.writestr("model/constants.pkl", b"N.")
     with pytest.raises(CheckpointError, match="no dictionary of tensors"):
         index([path])
     path.write_bytes(good.replace(b"little", b"big...", 1))
@@ -360,7 +368,7 @@ def test_shards_are_found_and_checked(tmp_path: Path) -> None:
             find_weights(tmp_path)
     write_json(place, stored)
     files[1].rename(tmp_path / "elsewhere")
-    with pytest.raises(CheckpointError, match="names model-00002-of-00003.safetensors, missing in the folder"):
+    with pytest.raises(CheckpointError, match=r"names model-00002-of-00003\.safetensors, missing in the folder"):
         find_weights(tmp_path)
 
 
@@ -376,7 +384,7 @@ def test_sharded_torch_files(tmp_path: Path) -> None:
 def test_one_name_in_two_files_is_refused(tmp_path: Path) -> None:
     for name in ("x.safetensors", "y.safetensors"):
         safetensors.numpy.save_file({"a": np.ones(2, np.float32)}, tmp_path / name)
-    with pytest.raises(CheckpointError, match="tensor 'a' lies in x.safetensors as well"):
+    with pytest.raises(CheckpointError, match=r"tensor 'a' lies in x\.safetensors as well"):
         index([tmp_path / "x.safetensors", tmp_path / "y.safetensors"])
     with pytest.raises(CheckpointError, match="unknown kind of weights"):
         index([tmp_path / "x.h5"])

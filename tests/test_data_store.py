@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import pickle
 import random
@@ -22,88 +21,9 @@ import pytest
 
 from raybert.data.store import Store
 from raybert.errors import InputError, OutputError
+from tests.bucket import Bucket
 
 FINAL = "part-000000-000000000000-0123456789abcdef.parquet"
-
-
-class Bucket(pafs.FileSystemHandler):
-    """An object store in a dict, as pyarrow sees one: an object appears when its stream is closed, raised or not.
-
-    ``fault`` names the step that fails: open, write, close, short (the upload loses its end and says nothing),
-    info, copy, delete.
-    """
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-        self.fault = ""
-
-    def failing(self, step: str) -> None:
-        if self.fault == step:
-            raise OSError(errno.EIO, f"the store broke off at {step}")
-
-    def get_type_name(self):
-        return "bucket"
-
-    def get_file_info(self, paths):
-        self.failing("info")
-        return [self.info(path) for path in paths]
-
-    def info(self, path):
-        if path in self.objects:
-            return pafs.FileInfo(path, pafs.FileType.File, size=len(self.objects[path]))
-        folder = any(key.startswith(f"{path}/") for key in self.objects)
-        return pafs.FileInfo(path, pafs.FileType.Directory if folder else pafs.FileType.NotFound)
-
-    def get_file_info_selector(self, selector):
-        below = [key[len(selector.base_dir) + 1 :] for key in self.objects if key.startswith(selector.base_dir + "/")]
-        return [self.info(f"{selector.base_dir}/{first}") for first in sorted({key.split("/")[0] for key in below})]
-
-    def open_output_stream(self, path, metadata):
-        self.failing("open")
-        bucket = self
-
-        class Upload(io.BytesIO):
-            def write(self, data):
-                if bucket.fault == "write":
-                    super().write(bytes(data)[: len(data) // 2])
-                    bucket.failing("write")
-                return super().write(data)
-
-            def close(self):
-                if not self.closed:
-                    value = self.getvalue()
-                    bucket.objects[path] = value[:-1] if bucket.fault == "short" else value
-                super().close()
-                bucket.failing("close")
-
-        return pa.PythonFile(Upload(), mode="w")
-
-    def open_input_file(self, path):
-        if path not in self.objects:
-            raise FileNotFoundError(path)
-        return pa.BufferReader(self.objects[path])
-
-    open_input_stream = open_input_file
-
-    def copy_file(self, src, dest):
-        self.failing("copy")
-        self.objects[dest] = self.objects[src]
-
-    def delete_file(self, path):
-        self.failing("delete")
-        if path not in self.objects:
-            raise FileNotFoundError(path)
-        del self.objects[path]
-
-    def delete_dir(self, path):
-        for key in [key for key in self.objects if key.startswith(f"{path}/")]:
-            del self.objects[key]
-
-    def refuse(self, *_):
-        raise NotImplementedError
-
-    normalize_path = staticmethod(lambda path: path)
-    create_dir = delete_dir_contents = delete_root_dir_contents = move = open_append_stream = refuse
 
 
 @pytest.fixture(params=["local", "folders", "bucket"])

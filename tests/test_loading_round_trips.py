@@ -16,7 +16,7 @@ from raybert.checkpoint.config import BertConfig
 from raybert.errors import OutputError
 from raybert.model import saving
 from raybert.model.architecture import BertModel
-from tests.oracle import MASKS, assert_close, pair, random_inputs, random_parameters, random_settings
+from tests.oracle import MASKS, assert_close, one_thread, pair, random_inputs, random_parameters, random_settings  # noqa: F401  one_thread is a fixture
 from tests.tiny import stdlib_docstrings
 
 CONFIGS = 8
@@ -109,9 +109,7 @@ def test_a_model_is_saved_over_the_files_it_is_mapped_from(tmp_path: Path) -> No
         assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
-def test_a_full_disk_leaves_the_old_files_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_files_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     random_model(6).save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from raybert.checkpoint.config import BertConfig
 from raybert.errors import UsageError
 from raybert.model.architecture import BertModel
 from raybert.model.cache import KeyValueCache
-from tests.oracle import MASKS, assert_close, pair, random_inputs, random_mask, random_settings
+from tests.oracle import MASKS, assert_close, one_thread, pair, random_inputs, random_mask, random_settings  # noqa: F401  one_thread is a fixture
 
 CONFIGS = 30
 
@@ -78,7 +79,7 @@ def test_step_by_step_with_a_cache_equals_all_at_once_and_transformers(seed: int
         their_cache = None
         third = max(1, positions // 3)
         cuts = sorted({0, third, *range(min(positions, 2 * third), positions + 1)})
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             piece = {name: ids[:, begin:end] for name, ids in by_position.items()}
             seen = None if mask is None else mask[:, :end]
             step = inputs | piece | {"attention_mask": seen, "use_cache": True}
@@ -129,9 +130,7 @@ def test_use_cache_defaults_to_the_config() -> None:
 
 
 def test_a_cache_continues_only_what_it_began() -> None:
-    settings = random_settings(
-        4, is_decoder=True, add_cross_attention=True, max_position_embeddings=20, vocab_size=20
-    )
+    settings = random_settings(4, is_decoder=True, add_cross_attention=True, max_position_embeddings=20, vocab_size=20)
     model = BertModel(BertConfig(**settings)).eval()
     ids = torch.arange(1, 13)[None]
     memory = torch.zeros(1, 4, model.config.hidden_size)
@@ -143,6 +142,10 @@ def test_a_cache_continues_only_what_it_began() -> None:
             "input_ids": ids[:, :1],
             "encoder_hidden_states": memory,
             "attention_mask": torch.ones(1, 1),
+        },
+        "made with 1 rows; the inputs have 2": {
+            "input_ids": ids[:, :1].expand(2, 1),
+            "encoder_hidden_states": memory.expand(2, -1, -1),
         },
         "holds 12 positions": {
             "input_ids": ids[:, :1],

@@ -15,7 +15,7 @@ from raybert.model.architecture import BertModel
 from raybert.model.cache import KeyValueCache
 from raybert.model.encoder import Surroundings
 from raybert.model.outputs import BaseModelOutputWithPoolingAndCrossAttentions
-from tests.oracle import MASKS, assert_close, pair, random_inputs, random_parameters, random_settings
+from tests.oracle import MASKS, assert_close, one_thread, pair, random_inputs, random_parameters, random_settings  # noqa: F401  one_thread is a fixture
 
 CONFIGS = 45
 FIELDS = ("last_hidden_state", "pooler_output")
@@ -32,8 +32,8 @@ def test_outputs_and_gradients_equal_transformers(seed: int) -> None:
         eager = ours(**inputs, output_hidden_states=True, output_attentions=True)
         fused = ours(**inputs, output_hidden_states=True)
     for name in FIELDS:
-        assert_close(eager[name] if name in eager else None, getattr(expected, name), f"{name}, eager")
-        assert_close(fused[name] if name in fused else None, getattr(expected, name), f"{name}, fused")
+        assert_close(eager.get(name), getattr(expected, name), f"{name}, eager")
+        assert_close(fused.get(name), getattr(expected, name), f"{name}, fused")
     for name in LISTS:
         assert len(getattr(eager, name)) == len(getattr(expected, name))
         for number, (found, wanted) in enumerate(zip(eager[name], expected[name], strict=True)):
@@ -165,7 +165,7 @@ def test_flags_default_to_the_config() -> None:
     flagged = BertModel(BertConfig(**settings)).eval()
     flagged.load_state_dict(model.state_dict())
     inputs = random_inputs(model.config, 2, mask="left")
-    state, pooled, states, attentions = flagged(**inputs)
+    state, _, states, attentions = flagged(**inputs)
     assert len(states) == len(attentions) + 1
     plain = flagged(**inputs, output_attentions=False, output_hidden_states=False, return_dict=True)
     assert_close(plain.last_hidden_state, state, "last_hidden_state")
@@ -229,7 +229,8 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "positions": ({"input_ids": IDS, "position_ids": IDS + 10}, "position_ids: 13 is no id"),
     "mask": ({"input_ids": IDS, "attention_mask": torch.ones(1, 2)}, r"attention_mask: shape \(1, 2\)"),
     "mask of queries": ({"input_ids": IDS, "attention_mask": torch.ones(1, 2, 3)}, r"expected \(1, 3, 3\)"),
-    "mask of heads": ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 2, 3)}, r"heads, 3, 3\)"),
+    "mask of heads": ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 2, 3)}, r"expected \(1, 2, 3, 3\)"),
+    "mask of 3 heads": ({"input_ids": IDS, "attention_mask": torch.ones(1, 3, 3, 3)}, r"\(1, 2, 3, 3\)"),
     "mask of one axis": ({"input_ids": IDS, "attention_mask": torch.ones(3)}, r"attention_mask: shape \(3,\)"),
     "head mask": ({"input_ids": IDS, "head_mask": torch.ones(3)}, r"head_mask: shape \(3,\)"),
     "encoder": ({"input_ids": IDS, "encoder_hidden_states": torch.zeros(1, 2, 8)}, "no cross-attention"),

@@ -12,7 +12,7 @@ from raybert.checkpoint.config import BertConfig
 from raybert.checkpoint.names import canonical, trunk_names
 from raybert.model.architecture import BertModel
 from raybert.model.encoder import BertSelfAttention
-from tests.oracle import MASKS, assert_close, random_inputs, random_parameters, random_settings
+from tests.oracle import MASKS, assert_close, one_thread, random_inputs, random_parameters, random_settings  # noqa: F401  one_thread is a fixture
 
 KINDS = ("relative_key", "relative_key_query")
 

@@ -63,6 +63,8 @@ def resolve(
     """
     if model == DEMO:
         return _demo_folder()
+    if not model.strip():
+        raise CheckpointError(f"model {model!r}: names nothing; name a folder or a hub id")
     path = Path(model).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -80,7 +82,7 @@ def _looks_like_path(model: str) -> bool:
     """Whether the user meant a path: a hub id is ``name`` or ``owner/name`` and no file name."""
     if model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 or model.endswith("/"):
         return True
-    return not model.strip() or Path(model).suffix in {".safetensors", ".bin", ".json", ".pt", ".onnx", ".h5"}
+    return Path(model).suffix in {".safetensors", ".bin", ".json", ".pt", ".onnx", ".h5"}
 
 
 def _demo_folder() -> Path:

@@ -21,9 +21,9 @@ _WINDOWS = ("ids", "lengths", "row_of_window", "tokens", "truncated", "type_ids"
 
 def to_row(note: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> pa.Table:
     """One row: ``note`` as JSON, ``tables`` as one Arrow IPC stream each in one cell."""
-    cells = {name: pa.array([_stream(table)], pa.large_binary()) for name, table in tables.items()}
+    cells = {name: _cell(_stream(table)) for name, table in tables.items()}
     payload = _stream(pa.table(cells)) if cells else pa.py_buffer(b"")
-    return pa.table({NOTE: [json.dumps(note)], PAYLOAD: pa.array([payload], pa.large_binary())})
+    return pa.table({NOTE: [json.dumps(note)], PAYLOAD: _cell(payload)})
 
 
 def from_row(row: pa.Table) -> tuple[dict[str, Any], dict[str, pa.Table]]:
@@ -67,6 +67,12 @@ def vectors_from(table: pa.Table) -> np.ndarray:
     """The array of `vectors_table`."""
     numbers: np.ndarray = table["numbers"].chunk(0).values.to_numpy()
     return numbers.reshape(-1, table["width"][0].as_py())
+
+
+def _cell(content: pa.Buffer) -> pa.Array:
+    """A binary array of one value that lies in ``content`` itself: `pa.array` would copy it."""
+    offsets = pa.py_buffer(np.array([0, content.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
 
 
 def _stream(table: pa.Table) -> pa.Buffer:

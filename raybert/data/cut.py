@@ -98,7 +98,6 @@ class Cutter:
         """How many rows of the batch, from ``at`` on, the open split takes; an empty one at least one."""
         limit = upto[at] + self._max_bytes - self._open_bytes
         by_bytes = int(np.searchsorted(upto, limit, side="right")) - 1 - at
-        if self._open_rows == 0:
-            by_bytes = max(by_bytes, 1)
-        rows = min(by_bytes, self._max_rows - self._open_rows, len(upto) - 1 - at)
+        least = 1 if self._open_rows == 0 else 0
+        rows = min(max(by_bytes, least), self._max_rows - self._open_rows, len(upto) - 1 - at)
         return rows if wanted is None else min(rows, wanted)

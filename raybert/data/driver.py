@@ -210,9 +210,7 @@ class DriverLock:
         folder = self._store.folder
         try:
             descriptor = None if folder is None else os.open((folder / NAME).parent, os.O_RDONLY)
-        except (
-            FileNotFoundError
-        ):  # OUTPUT was removed, and the record with it: that is seen next
+        except FileNotFoundError:  # OUTPUT was removed, and the record with it: that is seen next
             descriptor = None
         if descriptor is None:
             yield False

@@ -128,9 +128,7 @@ def run(
             manifest = _begin(plan, engine, overwrite=bool(options.get("overwrite")))
             left, stale = _left(plan, manifest, report)
             _delete_stale(plan, stale)
-            _flow(
-                plan, manifest, left, shares=shares, report=report, lock=lock, on_progress=on_progress or _nothing
-            )
+            _flow(plan, manifest, left, shares=shares, report=report, lock=lock, on_progress=on_progress or _nothing)
     return report
 
 

@@ -183,9 +183,7 @@ def _of_model(head: Mapping[str, Any]) -> str:
 
 def _differs(what: str, made_with: object, asked: object) -> SettingsError:
     before, now = _spoken(made_with), _spoken(asked)
-    return SettingsError(
-        f"{what}: this output was made with {before}, not {now}; use the same value or --overwrite"
-    )
+    return SettingsError(f"{what}: this output was made with {before}, not {now}; use the same value or --overwrite")
 
 
 def _spoken(value: object) -> str:

@@ -10,7 +10,6 @@ of the workers, in `Tries`: after the third death the split is given up and trav
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +97,6 @@ class _Model:
     """`ModelStage` as Ray Data calls it."""
 
     def __init__(self, job: Job, tries: Any) -> None:
-        limit_worker_threads()
         self._stage = ModelStage(job.heads, job.fingerprints, job.engine, job.streams)
         self._tries = tries
 
@@ -122,7 +120,7 @@ def data_context() -> Iterator[None]:
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         # A split may take its time; a job that is stuck shows it in its progress.
-        "execution_no_progress_timeout_s": 0,
+        "execution_no_progress_timeout_s": -1,
     }
     before = {name: getattr(context, name) for name in ours if hasattr(context, name)}
     for name in before:
@@ -183,10 +181,3 @@ def notes(dataset: Any) -> Iterator[Note]:
     except ray.exceptions.RayError as error:
         ours = cause_of(error)
         raise (ours or RunFailed(f"Ray: {first_line(error)}; what was committed stays, run again")) from error
-
-
-def quiet_ray() -> None:
-    """Keep Ray's own log lines off this process's stderr; they stay in the session's log folder."""
-    # Ray Data gives its actors' arguments through the object store and logs an ERROR for it at every pool
-    # (ray#53727): it would stand in every user's terminal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -275,9 +275,7 @@ def unique_names(specs: Sequence[HeadSpec]) -> None:
             raise SettingsError(f"head {name!r}: named twice; write NAME:TASK=MODEL with another NAME")
 
 
-def _output_schema(
-    specs: Sequence[HeadSpec], program: Program, columns: InputSchema, vector_type: str
-) -> pa.Schema:
+def _output_schema(specs: Sequence[HeadSpec], program: Program, columns: InputSchema, vector_type: str) -> pa.Schema:
     fields = [pa.field("_file", pa.int32()), pa.field("_row", pa.int64()), *columns.keep]
     for spec in specs:
         for field in head_fields(program.tasks[spec.name], spec.name, vector_type):

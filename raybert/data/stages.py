@@ -1,4 +1,4 @@
-"""What happens to a split between reading and commit: plain functions on one-row tables, no Ray in them.
+"""What happens to a split between reading and commit: plain functions on one-row tables, no Ray needed.
 
     read ──> encode ──> model ──> write
     a task    texts to   windows    arrays to columns,
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raybert.cluster import limit_worker_threads
 from raybert.config import HeadSpec
 from raybert.data.cells import from_row, to_row, vectors_from, vectors_table, windows_from, windows_table
 from raybert.data.part import Receipt, encode_part, encode_quarantine, quarantine_name
@@ -144,6 +145,7 @@ class ModelStage:
             DeviceError: this machine can't obey the run's settings.
             CheckpointError: a checkpoint can't be read here, or is another one than the driver's.
         """
+        limit_worker_threads()  # before torch is imported
         from raybert.engine import EngineSettings, Trunk
 
         settings = EngineSettings.from_dict(engine)
@@ -250,9 +252,10 @@ def load_check(heads: Sequence[HeadSpec], device: str, dtype: str, budget: int |
     from raybert.engine import Trunk, choose_settings
 
     program = open_program(heads)
-    widths = [t.checkpoint.config.hidden_size // t.checkpoint.config.num_attention_heads for t in program.tasks.values()]
+    widths = [
+        t.checkpoint.config.hidden_size // t.checkpoint.config.num_attention_heads for t in program.tasks.values()
+    ]
     settings = choose_settings(device=device, dtype=dtype, budget=budget, head_width=max(widths))
     for names in program.groups:
         Trunk({name: program.tasks[name] for name in names}, settings).close()
     return settings.as_dict()
-

@@ -78,7 +78,7 @@ class Store:
                 self._put(self._path(f"{TEMPORARIES}/{uuid4().hex}"), b"", keep=False)
                 return
             _make_folder(folder / TEMPORARIES)
-            for each in (folder, folder / "_raybert", folder / TEMPORARIES):
+            for each in (folder, folder / "_raybert"):  # not the temporaries: another driver may sweep them
                 if not os.access(each, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(each))
 

@@ -273,7 +273,6 @@ def _strangers(names: Iterable[str]) -> Iterator[str]:
             if base not in known:
                 yield f"{name}: its part is missing"
         elif not (
-            (folder == "" and parse_part_name(base))
-            or (folder == "_raybert" and base.endswith((".json", ".html")))
+            (folder == "" and parse_part_name(base)) or (folder == "_raybert" and base.endswith((".json", ".html")))
         ):
             yield f"{name}: a stranger; move it out of the output"

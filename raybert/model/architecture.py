@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from raybert.checkpoint.folder import Checkpoint, open_checkpoint
 from torch import Tensor, nn
 
 from raybert.checkpoint.config import BertConfig
+from raybert.checkpoint.folder import Checkpoint, open_checkpoint
 from raybert.errors import UsageError
 from raybert.model.cache import KeyValueCache
 from raybert.model.checks import check_cache, check_inputs, check_memory, head_mask_by_layer
@@ -72,7 +72,7 @@ class BertModel(nn.Module):
         self.pooler = BertPooler(config) if add_pooling_layer else None
         initialise(self, config.initializer_range)
 
-    def forward(  # noqa: PLR0913  the reference's arguments
+    def forward(  # noqa: PLR0913, PLR0917  the reference's arguments, in its order
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -92,13 +92,16 @@ class BertModel(nn.Module):
         """Run the model; the class says what the arguments mean."""
         config = self.config
         past = check_cache(config, past_key_values, encoder_hidden_states, cache_position)
-        check_inputs(config, input_ids, inputs_embeds, token_type_ids, position_ids, past=past)
+        check_inputs(config, input_ids, inputs_embeds, token_type_ids, position_ids, cache=past_key_values)
         use_cache = config.is_decoder and _flag(use_cache, config.use_cache)
         if use_cache and past_key_values is None:
             past_key_values = KeyValueCache()
         x_BSD = self.embeddings(input_ids, token_type_ids, position_ids, inputs_embeds, past=past)
-        bias = self_attention_bias(attention_mask, past=past, causal=config.is_decoder, x_BSD=x_BSD)
-        memory_bias = cross_attention_bias(encoder_attention_mask, encoder_hidden_states, x_BSD)
+        heads = config.num_attention_heads
+        bias = self_attention_bias(attention_mask, heads=heads, past=past, causal=config.is_decoder, x_BSD=x_BSD)
+        memory_bias = cross_attention_bias(
+            encoder_attention_mask, heads=heads, memory_BMD=encoder_hidden_states, x_BSD=x_BSD
+        )
         around = Surroundings(
             bias=bias,
             memory_BMD=check_memory(config, encoder_hidden_states, rows=x_BSD.shape[0]),
@@ -106,7 +109,7 @@ class BertModel(nn.Module):
             cache=past_key_values,
             head_mask_LH=head_mask_by_layer(head_mask, config, x_BSD),
             want_attentions=_flag(output_attentions, config.output_attentions),
-            blind_gradients=torch.is_grad_enabled() and (has_blind_query(bias) or has_blind_query(memory_bias)),
+            blind_queries=has_blind_query(bias) or has_blind_query(memory_bias),
         )
         want_states = _flag(output_hidden_states, config.output_hidden_states)
         encoded = self.encoder(x_BSD, around, want_hidden_states=want_states)
@@ -163,8 +166,10 @@ class BertModel(nn.Module):
         """As :meth:`from_pretrained`, from an open checkpoint, with the account of its weights."""
         reader = WeightReader(checkpoint.weight_files)
         with_pooler = has_pooler(reader) if pooler is None else pooler
+        # A copy: a model's config may be changed without changing the checkpoint's.
+        own_config = (config or checkpoint.config).replace()
         return build_filled(
-            lambda: cls(config or checkpoint.config, add_pooling_layer=with_pooler),
+            lambda: cls(own_config, add_pooling_layer=with_pooler),
             reader,
             place=checkpoint.path,
             dtype=dtype,

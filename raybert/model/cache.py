@@ -25,6 +25,11 @@ class KeyValueCache:
         """How many positions have been seen."""
         return self._seen[0][0].shape[2] if self._seen else 0
 
+    @property
+    def rows(self) -> int:
+        """How many rows were seen; 0 before the first position."""
+        return self._seen[0][0].shape[0] if self._seen else 0
+
     def append(self, layer: int, k_BHKE: Tensor, v_BHKE: Tensor) -> KeysValues:
         """Add new positions of a layer and return all of them."""
         if layer in self._seen:

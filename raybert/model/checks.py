@@ -24,12 +24,13 @@ def check_inputs(
     token_type_ids: Tensor | None,
     position_ids: Tensor | None,
     *,
-    past: int = 0,
+    cache: KeyValueCache | None = None,
 ) -> None:
     """Refuse ids out of range, more positions than there are embeddings for, and shapes that don't fit.
 
     Raises:
-        UsageError: one of these, or both or neither of ``input_ids`` and ``inputs_embeds``.
+        UsageError: one of these, or both or neither of ``input_ids`` and ``inputs_embeds``; or other rows than
+            the cache has.
     """
     if (input_ids is None) == (inputs_embeds is None):
         how_many = "neither" if input_ids is None else "both"
@@ -43,6 +44,9 @@ def check_inputs(
         assert inputs_embeds is not None
         _check_states(inputs_embeds, "inputs_embeds", config.hidden_size)
         shape = tuple(inputs_embeds.shape[:2])
+    past = 0 if cache is None else cache.get_seq_length()
+    if past and cache is not None and cache.rows != shape[0]:
+        raise UsageError(f"past_key_values: made with {cache.rows} rows; the inputs have {shape[0]}")
     if position_ids is None or config.position_embedding_type != "absolute":
         _check_positions(config, shape[1], past)
     _check_aligned(token_type_ids, "token_type_ids", shape, config.type_vocab_size)
@@ -67,9 +71,7 @@ def check_cache(
         if not config.is_decoder:
             raise UsageError("past_key_values: this model is an encoder; only is_decoder=True has a cache")
         if cache.has_memory and memory_BMD is None:
-            raise UsageError(
-                "encoder_hidden_states: missing, but past_key_values was made with them; pass them again"
-            )
+            raise UsageError("encoder_hidden_states: missing, but past_key_values was made with them; pass them again")
     past = cache.get_seq_length() if cache is not None else 0
     if cache_position is not None:
         expected = torch.arange(past, past + cache_position.numel(), device=cache_position.device)

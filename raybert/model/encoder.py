@@ -11,7 +11,9 @@ al. 2018 (``relative_key``) and method 4 of Huang et al. 2020 (``relative_key_qu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +36,9 @@ class Surroundings:
         cache: keys and values of earlier positions, appended to in place.
         head_mask_LH: factor of every head's probabilities.
         want_attentions: whether layers return their probabilities.
-        blind_gradients: whether gradients must pass through queries that see no key. torch's fused attention
-            gets these wrong by a factor of K: it keeps lowest + log K, where the log is lost to rounding.
+        blind_queries: whether some query sees no key, and so sees all evenly. torch's fused attention can't do
+            these: it keeps lowest + log K for the gradient, where the log is lost to rounding, and its CUDA
+            kernels scale the lowest number to minus infinity.
     """
 
     bias: Tensor | None = None
@@ -44,12 +47,12 @@ class Surroundings:
     cache: KeyValueCache | None = None
     head_mask_LH: Tensor | None = None
     want_attentions: bool = False
-    blind_gradients: bool = False
+    blind_queries: bool = False
 
     @property
     def needs_probabilities(self) -> bool:
         """Whether attention must have its probabilities in memory rather than be fused."""
-        return self.want_attentions or self.blind_gradients or self.head_mask_LH is not None
+        return self.want_attentions or self.blind_queries or self.head_mask_LH is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,8 @@ class BertSelfAttention(nn.Module):
         return context_BHSE.transpose(1, 2).flatten(2), probs_BHSK
 
     def _split(self, x_BSD: Tensor) -> Tensor:
-        return x_BSD.unflatten(-1, (self.heads, self.head_width)).transpose(1, 2)
+        rows, positions, _ = x_BSD.shape
+        return x_BSD.view(rows, positions, self.heads, self.head_width).transpose(1, 2)
 
     def _bias(self, around: Surroundings) -> Tensor | None:
         return around.bias
@@ -167,11 +171,12 @@ class BertAttention(nn.Module):
 
     def __init__(self, config: BertConfig, *, layer: int, cross: bool = False) -> None:
         super().__init__()
-        if cross:
-            # As in the reference, relative positions are those of self-attention only.
-            self.self = BertCrossAttention(config, layer=layer, positions="absolute")
-        else:
-            self.self = BertSelfAttention(config, layer=layer, positions=config.position_embedding_type)
+        # As in the reference, relative positions are those of self-attention only.
+        self.self: BertSelfAttention = (
+            BertCrossAttention(config, layer=layer, positions="absolute")
+            if cross
+            else BertSelfAttention(config, layer=layer, positions=config.position_embedding_type)
+        )
         self.output = AddAndNorm(config, inputs=config.hidden_size)
 
     def forward(self, x_BSD: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
@@ -218,7 +223,9 @@ class BertEncoder(nn.Module):
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(BertLayer(config, layer=i) for i in range(config.num_hidden_layers))
+        layers = nn.ModuleList(BertLayer(config, layer=i) for i in range(config.num_hidden_layers))
+        # A ModuleList doesn't say what it holds.
+        self.layer = cast("Sequence[BertLayer]", layers)
 
     def forward(self, x_BSD: Tensor, around: Surroundings, *, want_hidden_states: bool = False) -> Encoded:
         """Run all layers over the embeddings [B, S, D]."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from raybert.checkpoint.folder import Checkpoint
 from torch import nn
 
+from raybert.checkpoint.folder import Checkpoint
+from raybert.checkpoint.weights import find_weights
 from raybert.errors import CheckpointError
 from raybert.model.architecture import BertModel
 from raybert.model.filling import LoadReport, build_filled
@@ -15,8 +16,6 @@ from raybert.model.initialise import Linear
 from raybert.model.readers import WeightReader
 
 __all__ = ["LoadReport", "load_linear", "load_trunk"]
-
-_LINEAR_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def load_trunk(
@@ -38,32 +37,26 @@ def load_trunk(
     return BertModel.from_checkpoint(checkpoint, pooler=pooler, dtype=dtype)
 
 
-def load_linear(
-    folder: Path, *, in_features: int, out_features: int, bias: bool, prefix: str = "linear."
-) -> nn.Linear:
+def load_linear(folder: Path, *, in_features: int, out_features: int, bias: bool) -> nn.Linear:
     """Load the one linear layer of a folder, as sentence-transformers' Dense modules keep it, in float32.
 
     Args:
-        folder: holds ``model.safetensors`` or ``pytorch_model.bin`` with ``weight`` and maybe ``bias``.
+        folder: holds a weight file with ``linear.weight`` and, if there is one, ``linear.bias``.
         in_features: width of the input.
         out_features: width of the output.
         bias: whether there is a bias.
-        prefix: what comes before ``weight`` and ``bias`` in the file.
 
     Raises:
-        CheckpointError: no such file, or its names and shapes are not exactly these.
+        CheckpointError: there is no weight file, or its names and shapes are not exactly these.
     """
-    files = [folder / name for name in _LINEAR_FILES if (folder / name).is_file()]
-    if not files:
-        raise CheckpointError(f"{folder}: holds no weights; expected {' or '.join(_LINEAR_FILES)}")
-    root = prefix.removesuffix(".")
+    files = find_weights(folder)
     layers, report = build_filled(
-        lambda: nn.ModuleDict({root: Linear(in_features, out_features, bias=bias)}),
-        WeightReader(files[:1]),
+        lambda: nn.ModuleDict({"linear": Linear(in_features, out_features, bias=bias)}),
+        WeightReader(files),
         place=folder,
     )
-    if report.unused_heads:
-        raise CheckpointError(f"{files[0]}: holds {sorted(report.unused_heads)} beside {root!r}; expected it alone")
-    linear = layers[root]
+    if report.unused_heads or report.buffers:
+        raise CheckpointError(f"{files[0]}: holds parts of a BERT beside linear.weight; expected it alone")
+    linear = layers["linear"]
     assert isinstance(linear, nn.Linear)
     return linear

@@ -33,15 +33,14 @@ def scores_dtype(x_BSD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BSD.dtype
 
 
-def self_attention_bias(
-    mask: Tensor | None, *, past: int, causal: bool, x_BSD: Tensor
-) -> Tensor | None:
+def self_attention_bias(mask: Tensor | None, *, heads: int, past: int, causal: bool, x_BSD: Tensor) -> Tensor | None:
     """What is added to self-attention's scores, broadcastable to [B, H, S, K] with K = past + S.
 
     Args:
         mask: None; [B, K] nonzero where a key is a real token (any pattern; cut to what lies before the query
             when ``causal``); [B, S, K] nonzero where a query may look at a key, used as given; or [B or 1, H
             or 1, S, K], as given too, where a floating dtype means numbers to add.
+        heads: H.
         past: positions that a cache holds before these.
         causal: whether a query sees only keys at or before its own position.
         x_BSD: what enters the first layer.
@@ -52,7 +51,7 @@ def self_attention_bias(
     rows, positions, _ = x_BSD.shape
     keys, dtype, device = past + positions, scores_dtype(x_BSD), x_BSD.device
     if mask is not None and mask.dim() != 2:
-        return _as_given(mask.to(device), "attention_mask", (rows, positions, keys), dtype)
+        return _as_given(mask.to(device), "attention_mask", (rows, heads, positions, keys), dtype)
     keep = None
     if causal and positions > 1:
         query_S1 = torch.arange(past, keys, device=device)[:, None]
@@ -64,7 +63,7 @@ def self_attention_bias(
     return None if keep is None else blocked_where_not(keep, dtype)
 
 
-def cross_attention_bias(mask: Tensor | None, memory_BMD: Tensor | None, x_BSD: Tensor) -> Tensor | None:
+def cross_attention_bias(mask: Tensor | None, *, heads: int, memory_BMD: Tensor | None, x_BSD: Tensor) -> Tensor | None:
     """What is added to cross-attention's scores, never causal; the mask as in `self_attention_bias`.
 
     Raises:
@@ -76,20 +75,20 @@ def cross_attention_bias(mask: Tensor | None, memory_BMD: Tensor | None, x_BSD: 
     keys = memory_BMD.shape[1]
     mask, dtype = mask.to(x_BSD.device), scores_dtype(x_BSD)
     if mask.dim() != 2:
-        return _as_given(mask, "encoder_attention_mask", (rows, positions, keys), dtype)
+        return _as_given(mask, "encoder_attention_mask", (rows, heads, positions, keys), dtype)
     _check_shape(mask, "encoder_attention_mask", (rows, keys))
     return blocked_where_not((mask != 0)[:, None, None, :], dtype)
 
 
-def _as_given(mask: Tensor, name: str, shape_BSK: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+def _as_given(mask: Tensor, name: str, shape_BHSK: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A mask that already says what every query sees: [B, S, K], or with an axis of heads."""
-    rows, positions, keys = shape_BSK
-    if mask.dim() == 4:
-        if mask.shape[0] not in (1, rows) or tuple(mask.shape[2:]) != (positions, keys):
-            raise UsageError(f"{name}: shape {tuple(mask.shape)}; expected ({rows}, heads, {positions}, {keys})")
-        return mask.to(dtype) if mask.is_floating_point() else blocked_where_not(mask != 0, dtype)
-    _check_shape(mask, name, shape_BSK)
-    return blocked_where_not((mask != 0)[:, None], dtype)
+    rows, heads, positions, keys = shape_BHSK
+    if mask.dim() != 4:
+        _check_shape(mask, name, (rows, positions, keys))
+        return blocked_where_not((mask != 0)[:, None], dtype)
+    if mask.shape[0] not in {1, rows} or mask.shape[1] not in {1, heads} or mask.shape[2:] != shape_BHSK[2:]:
+        raise UsageError(f"{name}: shape {tuple(mask.shape)}; expected {shape_BHSK}")
+    return mask.to(dtype) if mask.is_floating_point() else blocked_where_not(mask != 0, dtype)
 
 
 def _check_shape(mask: Tensor, name: str, expected: tuple[int, ...]) -> None:

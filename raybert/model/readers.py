@@ -61,6 +61,7 @@ class WeightReader:
                 storage = torch.UntypedStorage.from_file(str(file), shared=False, nbytes=file.stat().st_size)
             except (OSError, RuntimeError) as error:
                 raise CheckpointError(f"{file}: can't be read: {error}") from error
+            assert isinstance(storage, torch.UntypedStorage)
             self._bytes_of[file] = torch.empty(0, dtype=torch.uint8).set_(storage)
         return self._bytes_of[file]
 

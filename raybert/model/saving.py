@@ -31,9 +31,7 @@ def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> No
     folder = Path(folder)
     tensors = _own_tensors(module)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    saved = config.replace(
-        architectures=[type(module).__name__], dtype=dtypes.pop() if len(dtypes) == 1 else None
-    )
+    saved = config.replace(architectures=[type(module).__name__], dtype=dtypes.pop() if len(dtypes) == 1 else None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The metadata is how the reference recognises torch's layout.

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from raybert.checkpoint.folder import open_checkpoint
-
 from raybert.config import HeadSpec
 from raybert.tasks.embed import Embed
 
@@ -19,12 +18,12 @@ if TYPE_CHECKING:  # the batch driver asks tasks for columns and fingerprints wi
     import numpy as np
     import pyarrow as pa
     import torch
-    from raybert.checkpoint.folder import Checkpoint
-    from raybert.text.tokenizer import Tokenizer
     from torch import nn
 
+    from raybert.checkpoint.folder import Checkpoint
     from raybert.model.attention import Layout
     from raybert.text.encoding import Windows
+    from raybert.text.tokenizer import Tokenizer
 
 __all__ = ["TASKS", "Task", "make_task"]
 

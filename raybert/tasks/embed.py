@@ -9,14 +9,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from raybert.checkpoint.digest import files_digest, module_digest, trunk_digest
 from raybert.checkpoint.folder import Checkpoint
-from raybert.text.tokenizer import Tokenizer
-
 from raybert.checkpoint.sentence import Dense, Normalize, Pooling, SentenceModules
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
 from raybert.text.encoding import Windows
+from raybert.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
     from raybert.model.attention import Layout
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-_PLAIN = SentenceModules(
-    pooling=Pooling(modes=("mean",), include_prompt=True),
-    after=(),
-    max_seq_length=None,
-    do_lower_case=False,
-    prompts={},
-    default_prompt=None,
-)
+_PLAIN = SentenceModules(pooling=Pooling(modes=("mean",)))
 
 
 class Embed:
@@ -59,7 +52,7 @@ class Embed:
         self.pooling = _pooling(options.get("pooling"), sentence)
         self.prompt = _prompt(options, sentence)
         self.include_prompt = sentence.pooling.include_prompt
-        self.lower_case = sentence.do_lower_case
+        self.lower_case = checkpoint.transformer.do_lower_case
         self.max_length = _max_length(options.get("max_length"), checkpoint)
         self.dense = tuple(module for module in sentence.after if isinstance(module, Dense))
         self.normalize = _normalize(options.get("normalize"), sentence)
@@ -118,7 +111,7 @@ class Embed:
         import pyarrow as pa
 
         numbers = {"float32": pa.float32(), "float16": pa.float16()}[vector_type]
-        return [pa.field(name, pa.list_(pa.field("item", numbers, nullable=False), self.width))]
+        return [pa.field(name, pa.list_(numbers, self.width))]
 
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer, cut at this head's max length."""

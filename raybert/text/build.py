@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import tokenizers
@@ -12,8 +12,8 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from raybert.errors import CheckpointError
 from raybert.text.files import Definition, Options
 
-# White space as `str.split` of the reference sees it.
-_WHITE = r"\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+# White space as `str.split` of the reference sees it, as the inside of a character class.
+_WHITE = r"\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
 
 # Private-use code points: cleaning removes them from every text, so none can be confused with a text's own.
 _FIRST_STAND_IN = 0xF0000
@@ -202,7 +202,8 @@ def punctuation() -> frozenset[str]:
     """What BERT's splitter takes for punctuation.
 
     Asked of the splitter itself: its Unicode tables are its own, neither Python's nor the regular expressions'.
+    Unicode has no punctuation beyond plane 1.
     """
-    everything = "a".join(chr(point) for point in range(0x21, 0x110000) if not 0xD800 <= point < 0xE000)
+    everything = "a".join(chr(point) for point in range(0x21, 0x20000) if not 0xD800 <= point < 0xE000)
     split = pre_tokenizers.BertPreTokenizer().pre_tokenize_str(everything)
-    return frozenset(word for word, _ in split if len(word) == 1)
+    return frozenset(word for word, _ in split if len(word) == 1 and word != "a")

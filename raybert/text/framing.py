@@ -35,14 +35,14 @@ class Frame:
     parts: tuple[Part, ...]
 
     @classmethod
-    def of(cls, backend: tokenizers.Tokenizer, *texts: str) -> Frame:
-        """Ask a tokenizer how it frames one text or two, whatever its template is."""
-        encoding = backend.encode(*texts)
+    def of(cls, backend: tokenizers.Tokenizer, text: str, pair: str | None = None) -> Frame:
+        """Ask a tokenizer how it frames one text or a pair, by framing these, whatever its template is."""
+        encoding = backend.encode(text, pair)
         places = zip(encoding.sequence_ids, encoding.ids, encoding.type_ids, strict=True)
         parts: list[Part] = []
-        for text, run in groupby(places, key=lambda place: place[0]):
+        for which, run in groupby(places, key=lambda place: place[0]):
             tokens = list(run)
-            if text is None:
+            if which is None:
                 parts.extend(Part(special_id, type_id) for _, special_id, type_id in tokens)
             else:
                 parts.append(Part(None, tokens[0][2]))

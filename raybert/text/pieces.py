@@ -72,7 +72,9 @@ def _cleans_like_bert(made: tokenizers.Tokenizer) -> bool | None:
     """Whether a tokenizer that cleans and splits like BERT sets ideographs apart; None: it works otherwise."""
     if not isinstance(made.pre_tokenizer, pre_tokenizers.BertPreTokenizer):
         return None
-    steps = list(made.normalizer) if isinstance(made.normalizer, normalizers.Sequence) else [made.normalizer]
+    steps = [made.normalizer]
+    if isinstance(made.normalizer, normalizers.Sequence):
+        steps = [made.normalizer[index] for index in range(len(made.normalizer))]
     if not all(isinstance(step, normalizers.BertNormalizer | normalizers.Lowercase | None) for step in steps):
         return None
     return any(isinstance(step, normalizers.BertNormalizer) and step.handle_chinese_chars for step in steps)

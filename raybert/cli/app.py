@@ -1,0 +1,217 @@
+"""The commands. Each one reads its words, calls one function below, and prints what came back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from raybert.cli import words
+from raybert.version import VERSION
+
+app = typer.Typer(
+    name="raybert",
+    help="Batch inference and embedding for BERT on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Add --debug to any command to see the traceback of an error.",
+)
+
+_LINES_AT_ONCE = 1024
+
+Model = Annotated[str | None, typer.Option(help='A folder, a hub id, or "demo".', metavar="MODEL")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", metavar="REV")]
+OptionWords = Annotated[
+    list[str] | None, typer.Option("--option", help="A task option; repeat for more.", metavar="[NAME.]KEY=VALUE")
+]
+MaxLength = Annotated[int | None, typer.Option(help="Tokens a text is cut to.", metavar="TOKENS")]
+Prompt = Annotated[str | None, typer.Option(help="Text put before every text.")]
+Dimensions = Annotated[int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N")]
+PoolingMode = Annotated[str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Batch inference and embedding for BERT on Ray."""
+
+
+@app.command()
+def predict(  # noqa: PLR0913  one parameter a flag
+    task: Annotated[str, typer.Argument(help="embed, or another task.", metavar="TASK")],
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="[TEXT]...")
+    ] = None,
+    *,
+    model: Model = None,
+    revision: Revision = None,
+    option: OptionWords = None,
+    max_length: MaxLength = None,
+    prompt: Prompt = None,
+    dimensions: Dimensions = None,
+    pooling: PoolingMode = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Answer texts from the arguments or stdin: one JSON value a line on stdout."""
+    from raybert.errors import RowError
+
+    short = {"max_length": max_length, "prompt": prompt, "dimensions": dimensions, "pooling": pooling}
+    (spec,) = words.head_specs([task], model=model, revision=revision, options=option or (), short=short)
+    from raybert.predict import load
+
+    predictor = load(
+        spec.model, spec.task, revision=spec.revision, device=device or "auto", dtype=dtype or "auto", **spec.options
+    )
+    source = iter(texts) if texts else _stdin_lines()
+    row = 0
+    while chunk := list(islice(source, _LINES_AT_ONCE)):
+        try:
+            answers = predictor(chunk)
+        except RowError as error:
+            raise RowError(row + error.row, error.reason, error.detail) from None
+        for answer in answers:
+            # str() of a float32 is its shortest form; as a double it would show digits that it doesn't have.
+            sys.stdout.write(json.dumps([float(str(number)) for number in answer]) + "\n")
+        sys.stdout.flush()
+        row += len(chunk)
+
+
+def _stdin_lines() -> Iterator[str]:
+    from raybert.errors import RowError
+
+    for row, line in enumerate(sys.stdin.buffer):
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise RowError(row, "invalid_utf8", f"byte {error.start} of the line is not UTF-8") from None
+
+
+@app.command()
+def run(  # noqa: PLR0913  one parameter a flag
+    head: Annotated[list[str], typer.Argument(help="TASK, TASK=MODEL or NAME:TASK=MODEL.", metavar="HEAD...")],
+    *,
+    input: Annotated[str, typer.Option("--input", help="A file, folder or URI.", metavar="URI")],  # noqa: A002
+    output: Annotated[str, typer.Option(help="The run's folder.", metavar="URI")],
+    model: Model = None,
+    revision: Revision = None,
+    text_column: Annotated[str | None, typer.Option(help="The column of texts [default: text].", metavar="COL")] = None,
+    keep: Annotated[str | None, typer.Option(help="Columns to carry along.", metavar="COL,COL|all")] = None,
+    input_format: Annotated[str | None, typer.Option(help="auto, parquet, jsonl or text.", metavar="FORMAT")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N rows.", metavar="N")] = None,
+    split_rows: Annotated[int | None, typer.Option(help="Most rows of a part [default: 16384].", metavar="N")] = None,
+    split_bytes: Annotated[
+        str | None, typer.Option(help="Most input bytes of a part [default: 32MiB].", metavar="SIZE")
+    ] = None,
+    budget: Annotated[int | None, typer.Option(help="Tokens of one forward.", metavar="TOKENS")] = None,
+    actors: Annotated[str | None, typer.Option(help="Model actors.", metavar="N|MIN:MAX")] = None,
+    cpus_per_actor: Annotated[float | None, typer.Option(help="CPUs booked for one actor.", metavar="X")] = None,
+    gpus_per_actor: Annotated[float | None, typer.Option(help="GPUs booked for one actor.", metavar="X")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    vector_type: Annotated[str | None, typer.Option(help="float32 or float16, as written.", metavar="TYPE")] = None,
+    option: OptionWords = None,
+    max_length: MaxLength = None,
+    prompt: Prompt = None,
+    dimensions: Dimensions = None,
+    pooling: PoolingMode = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left.")] = False,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS")] = None,
+) -> None:
+    """Run heads over a corpus into a folder of Parquet parts. Run it again to continue."""
+    short = {"max_length": max_length, "prompt": prompt, "dimensions": dimensions, "pooling": pooling}
+    specs = words.head_specs(head, model=model, revision=revision, options=option or (), short=short)
+    given: dict[str, Any] = {
+        "text_column": text_column,
+        "keep": words.columns(keep),
+        "input_format": input_format,
+        "limit": limit,
+        "split_rows": split_rows,
+        "split_bytes": None if split_bytes is None else words.size("split-bytes", split_bytes),
+        "vector_type": vector_type,
+        "dtype": dtype,
+        "device": device,
+        "budget": budget,
+    }
+    from raybert.cli.batch import run_and_show
+
+    run_and_show(
+        specs,
+        {key: value for key, value in given.items() if value is not None},
+        input_uri=input,
+        output=output,
+        actors=None if actors is None else words.actor_range(actors),
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+        overwrite=overwrite,
+        address=address,
+    )
+
+
+@app.command()
+def verify(
+    output: Annotated[str, typer.Argument(help="A run's folder.", metavar="OUTPUT")],
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Read everything and recompute digests.")] = False,
+) -> None:
+    """Prove that a run lost nothing; exit 1 names what is wrong."""
+    from raybert.data.verify import verify as verify_run
+
+    report = verify_run(output, full=full)
+    for problem in report.problems:
+        sys.stderr.write(f"{problem}\n")
+    tokens = ", ".join(f"{count:,} {name} tokens" for name, count in report.tokens.items())
+    typer.echo(
+        f"{'ok' if report.ok else f'{len(report.problems)} problems'}: {report.files} files, {report.parts} parts, "
+        f"{report.rows_in:,} rows in = {report.ok_rows:,} ok + {report.quarantined:,} quarantined + "
+        f"{report.filtered:,} filtered{', ' + tokens if tokens else ''}"
+    )
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help='A folder, a hub id, or "demo".', metavar="MODEL")],
+    *,
+    revision: Revision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show a checkpoint's architecture, heads, fingerprint and size; no weight is loaded."""
+    from raybert.cli.inspect import describe
+
+    facts = describe(model, revision)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        typer.echo(f"{name:<{width}}  {value if isinstance(value, str | int) else json.dumps(value)}")
+
+
+@app.command()
+def demo(
+    *,
+    folder: Annotated[str, typer.Option(help="Where corpus and vectors go.")] = "raybert-demo",
+    model: Annotated[str, typer.Option(help="Any other model.", metavar="MODEL")] = "demo",
+) -> None:
+    """Embed the docstrings of Python's standard library through a real job, and ask them three questions."""
+    from raybert.cli.demo import run_demo
+
+    run_demo(folder, model)

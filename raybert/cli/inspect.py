@@ -1,0 +1,55 @@
+"""``raybert info``: a checkpoint described from its headers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from raybert.checkpoint.digest import trunk_digest
+from raybert.checkpoint.folder import open_checkpoint
+from raybert.checkpoint.names import canonical_names, head_of, is_pooler
+from raybert.checkpoint.sentence import Dense
+from raybert.checkpoint.weights import index
+from raybert.tasks.embed import Embed
+
+
+def describe(model: str, revision: str | None = None) -> dict[str, Any]:
+    """Facts about a checkpoint, by name.
+
+    Raises:
+        CheckpointError: it can't be found, read or honoured.
+    """
+    checkpoint = open_checkpoint(model, revision=revision)
+    config, sentence = checkpoint.config, checkpoint.sentence
+    entries = index(checkpoint.weight_files)
+    names = canonical_names(entries)
+    heads = sorted({head for name in names if (head := head_of(name))})
+    if any(is_pooler(name) for name in names):
+        heads.append("pooler")
+    facts: dict[str, Any] = {
+        "model": checkpoint.name,
+        "path": str(checkpoint.path),
+        "architecture": f"bert, {config.num_hidden_layers} layers, width {config.hidden_size}, "
+        f"{config.num_attention_heads} heads, feed-forward {config.intermediate_size}, {config.hidden_act}",
+        "vocabulary": config.vocab_size,
+        "max_length": checkpoint.max_length,
+        "heads": heads,
+        "parameters": sum(math.prod(entry.shape) for entry in entries.values()),
+        "bytes": sum(entry.nbytes for entry in entries.values()),
+        "dtypes": sorted({entry.dtype for entry in entries.values()}),
+        "weights": [path.name for path in checkpoint.weight_files],
+        "trunk": trunk_digest(checkpoint),
+    }
+    if sentence is not None:
+        after = [
+            f"Dense {entry.in_features}->{entry.out_features} {entry.activation}"
+            if isinstance(entry, Dense)
+            else "Normalize"
+            for entry in sentence.after
+        ]
+        facts["embeddings"] = [f"Pooling {'+'.join(sentence.pooling.modes)}", *after]
+        facts["prompts"] = sorted(sentence.prompts)
+    embed = Embed(checkpoint, {})
+    facts["embed_dimensions"] = embed.width
+    facts["fingerprint"] = {dtype: embed.fingerprint(dtype) for dtype in ("float32", "bfloat16")}
+    return facts

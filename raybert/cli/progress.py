@@ -1,0 +1,125 @@
+"""What a run shows while it goes on: a bar on a terminal, plain lines in a log; both on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from raybert.data.job import RunReport
+
+_LINE_EVERY_S = 10.0
+
+
+class Watcher(Protocol):
+    """Context manager that is told of every change."""
+
+    def __enter__(self) -> Watcher: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def update(self, report: RunReport) -> None:
+        """The report changed."""
+        ...
+
+
+def watcher() -> Watcher:
+    """A bar where stderr is a terminal, else lines."""
+    return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+def duration(seconds: float) -> str:
+    """``48 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def speed(report: RunReport) -> str:
+    """Tokens a second since the first commit, and what is left at that pace, as far as they are known."""
+    pace = report.tokens_per_second
+    if pace is None:
+        return ""
+    text = f"{pace:,.0f} tokens/s"
+    left = _seconds_left(report)
+    return text if left is None else f"{text}, {duration(left)} left"
+
+
+def _seconds_left(report: RunReport) -> float | None:
+    if report.rows_total is None or not report.last_commit or not report.first_commit:
+        return None
+    rows = report.rows - report.first_rows
+    if rows <= 0:
+        return None
+    left = report.rows_total - report.rows_before - report.rows
+    return max(0.0, left * (report.last_commit - report.first_commit) / rows)
+
+
+class _Lines:
+    """One line at the start, then one at most every ten seconds."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def update(self, report: RunReport) -> None:
+        """Write a line if the last one is old enough."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _LINE_EVERY_S
+        total = "" if report.rows_total is None else f" of {report.rows_total:,}"
+        done = report.rows_before + report.rows
+        pace = speed(report)
+        sys.stderr.write(f"raybert: {done:,}{total} rows{', ' + pace if pace else ''}\n")
+        sys.stderr.flush()
+
+
+class _Bar:
+    """A rich bar: rows, share, speed, time left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[pace]}"),
+            console=Console(stderr=True),
+        )
+        self._task: Any = self._progress.add_task("starting", total=None, pace="")
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, report: RunReport) -> None:
+        """Move the bar."""
+        self._progress.update(
+            self._task,
+            description="running",
+            completed=report.rows_before + report.rows,
+            total=report.rows_total,
+            pace=speed(report),
+        )

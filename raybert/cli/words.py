@@ -1,0 +1,109 @@
+"""Reading what users write: sizes, ranges, lists, options of heads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raybert.config import HeadSpec, nearest, parse_head
+from raybert.errors import SettingsError
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
+_UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\Z", re.IGNORECASE)
+_RANGE = re.compile(r"(\d+)(?::(\d+))?\Z")
+_OPTION = re.compile(r"(?:(?P<head>[A-Za-z_]\w*)\.)?(?P<key>[A-Za-z][\w-]*)=(?P<value>.*)\Z", re.DOTALL)
+
+
+def size(place: str, text: str) -> int:
+    """Bytes of ``32MiB``, ``500kB`` or ``1000``.
+
+    Raises:
+        SettingsError: it is no size of at least one byte.
+    """
+    match = _SIZE.match(text.strip())
+    if (
+        match is None
+        or match[2].lower() not in _UNITS
+        or (value := int(float(match[1]) * _UNITS[match[2].lower()])) < 1
+    ):
+        raise SettingsError(f"{place} {text!r}: takes a size such as 32MiB, 500kB or 1000000")
+    return value
+
+
+def actor_range(text: str) -> tuple[int, int]:
+    """``4`` or ``1:8`` as least and most.
+
+    Raises:
+        SettingsError: it is neither, or no actor would be left.
+    """
+    match = _RANGE.match(text.strip())
+    if match is None:
+        raise SettingsError(f"actors {text!r}: takes N or MIN:MAX, such as 4 or 1:8")
+    least, most = int(match[1]), int(match[2] or match[1])
+    if not 1 <= least <= most:
+        raise SettingsError(f"actors {text!r}: at least 1, and MIN at most MAX")
+    return least, most
+
+
+def columns(text: str | None) -> tuple[str, ...] | str | None:
+    """``a,b`` as names; ``all`` as it is."""
+    if text is None or text == "all":
+        return text
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def option_value(text: str) -> Any:
+    """A JSON number, true, false or null; anything else is a string as it stands."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, dict | list | str) else value
+
+
+def head_specs(
+    heads: Sequence[str],
+    *,
+    model: str | None,
+    revision: str | None = None,
+    options: Sequence[str] = (),
+    short: Mapping[str, Any],
+) -> tuple[HeadSpec, ...]:
+    """The heads of a command line.
+
+    Args:
+        heads: as written: TASK, TASK=MODEL or NAME:TASK=MODEL.
+        model: ``--model``, for heads that name none.
+        revision: ``--revision``, for hub ids.
+        options: ``--option`` words, ``[NAME.]KEY=VALUE``.
+        short: options with a form of their own, for all heads; None is one not given.
+
+    Raises:
+        SettingsError: a word of another form, or an option for a head that isn't there.
+    """
+    common = {key: value for key, value in short.items() if value is not None}
+    own: dict[str, dict[str, Any]] = {}
+    for word in options:
+        match = _OPTION.match(word)
+        if match is None:
+            raise SettingsError(f"option {word!r}: write KEY=VALUE or NAME.KEY=VALUE")
+        target = common if match["head"] is None else own.setdefault(match["head"], {})
+        target[match["key"].replace("-", "_")] = option_value(match["value"])
+    specs = [parse_head(text, default_model=model) for text in heads]
+    names = [spec.name for spec in specs]
+    for name in own:
+        if name not in names:
+            raise SettingsError(f"option {name}.…: no head is called {name!r}{nearest(name, names)}")
+    return tuple(
+        HeadSpec(
+            name=spec.name,
+            task=spec.task,
+            model=spec.model,
+            revision=revision,
+            options={**common, **own.get(spec.name, {})},
+        )
+        for spec in specs
+    )
