@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from raybert.version import VERSION as __version__
+from raybert.version import VERSION
 
 if TYPE_CHECKING:
     from raybert import data
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from raybert.errors import RaybertError
     from raybert.model.architecture import BertModel
     from raybert.predict import Predictor, load
+
+__version__ = VERSION
 
 _HOME = {
     "BertConfig": "raybert.checkpoint.config",

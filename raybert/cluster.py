@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from raybert.errors import DeviceError, RaybertError, RunFailed, SettingsError
@@ -44,13 +46,14 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        # A bare ray.init() would join whatever cluster runs on this machine.
-        ray.init(
-            address=where,
-            include_dashboard=False if where == "local" else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _silent_stderr():
+            # A bare ray.init() would join whatever cluster runs on this machine.
+            ray.init(
+                address=where,
+                include_dashboard=False if where == "local" else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:
         remedy = "is it running, and is RAY_AUTH_MODE=token exported where it asks for tokens?"
         raise RunFailed(f"Ray at {where!r}: {first_line(error)}; {remedy}") from error
@@ -58,6 +61,20 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what the process writes to file descriptor 2: Ray's core announces its log level there, in any case."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -194,6 +194,24 @@ def test_a_write_survives_a_sweep_of_its_temporary(tmp_path, monkeypatch):
     assert files_below(tmp_path) == [FINAL]
 
 
+@pytest.mark.parametrize("step", ["get_file_info", "copy_file"])
+def test_an_upload_survives_a_sweep_of_its_temporary(step, monkeypatch):
+    bucket, swept = Bucket(), []
+    store = Store("out", filesystem=pafs.PyFileSystem(bucket))
+    real = getattr(bucket, step)
+
+    def sweep_once(*arguments):
+        if not swept:
+            swept.append(True)
+            bucket.objects.clear()
+        return real(*arguments)
+
+    monkeypatch.setattr(bucket, step, sweep_once)
+    store.write(FINAL, b"x" * 1000)
+    assert swept
+    assert bucket.objects == {f"out/{FINAL}": b"x" * 1000}
+
+
 WRITER = """
 import hashlib, random, sys
 from raybert.data.store import Store

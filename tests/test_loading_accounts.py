@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -273,10 +275,25 @@ def test_loading_draws_nothing_and_training_leaves_the_file_alone(layout: str, t
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_loading_leaves_torch_s_compiler_alone(tmp_path: Path) -> None:
+    # torch._dynamo takes longer to import than a model to load, and some 100 MB.
+    folder = write(tmp_path, tiny_tensors(SETTINGS))
+    program = (
+        "import sys; from raybert.model.architecture import BertModel;"
+        "BertModel.from_pretrained(sys.argv[1]); print('torch._dynamo' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+    assert not run.stderr
+
+
 def test_config_fields_can_be_overridden_and_must_exist(tmp_path: Path) -> None:
     folder = write(tmp_path, tiny_tensors(SETTINGS))
     model = BertModel.from_pretrained(folder, is_decoder=True, output_hidden_states=True)
     assert model(torch.tensor([[1, 2]])).past_key_values is not None
+    checkpoint = open_checkpoint(str(folder))
+    load_trunk(checkpoint)[0].config.hidden_act = "relu"
+    assert checkpoint.config.hidden_act == "gelu", "a model's config is its own"
     with pytest.raises(UsageError, match="output_attention: no setting of a BERT"):
         BertModel.from_pretrained(folder, output_attention=True)
     with pytest.raises(CheckpointError, match="crossattention"):

@@ -119,6 +119,15 @@ def test_a_decoder_without_an_encoder_skips_cross_attention() -> None:
     assert found.cross_attentions is None
 
 
+def test_an_encoder_of_another_dtype_is_attended_to() -> None:
+    model, _ = pair(random_settings(7, is_decoder=True, add_cross_attention=True), 7)
+    inputs = decoder_inputs(model.config, 7)
+    expected = model(**inputs).last_hidden_state
+    found = model.to(torch.bfloat16)(**inputs).last_hidden_state
+    assert found.dtype == torch.bfloat16
+    assert_close(found.float(), expected, "bf16", atol=0.1)
+
+
 def test_use_cache_defaults_to_the_config() -> None:
     for keep in (True, False):
         model = BertModel(BertConfig(**random_settings(3, is_decoder=True, use_cache=keep)))

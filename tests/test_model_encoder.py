@@ -105,27 +105,36 @@ def test_a_head_mask_removes_heads(shape: str) -> None:
     assert_close(masked.attentions[-1], expected.attentions[-1] * factors, "attentions")
 
 
-def test_train_mode_without_dropout_is_eval_mode_and_with_dropout_has_its_mean() -> None:
-    settings = random_settings(5, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1)
-    model, _ = pair(settings, 5)
-    inputs = random_inputs(model.config, 5, mask="right")
+@pytest.mark.parametrize("seed", range(8))
+def test_train_mode_drops_what_transformers_drops(seed: int) -> None:
+    settings = random_settings(seed, hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.3)
+    settings |= {"is_decoder": seed % 2 == 1, "add_cross_attention": seed % 2 == 1}
+    ours, theirs = pair(settings, seed)
+    inputs = random_inputs(ours.config, seed, mask=MASKS[seed % len(MASKS)])
+    if seed % 2:
+        rows = inputs["input_ids"].shape[0]
+        inputs["encoder_hidden_states"] = torch.randn(rows, 3, ours.config.hidden_size)
     with torch.no_grad():
-        expected = model(**inputs).last_hidden_state
-        assert torch.equal(model(**inputs).last_hidden_state, expected), "eval mode is deterministic"
-        model.train()
-        torch.manual_seed(0)
-        once = model(**inputs).last_hidden_state
-        assert not torch.allclose(once, expected, atol=1e-2)
-        torch.manual_seed(0)
-        assert torch.equal(model(**inputs).last_hidden_state, once), "torch's seed decides dropout"
-        for part in model.modules():
+        expected = ours(**inputs).last_hidden_state
+        assert torch.equal(ours(**inputs).last_hidden_state, expected), "eval mode is deterministic"
+        ours.train()
+        theirs.train()
+        # The same draws for the same tensors in the same order: with probabilities in memory, as in eager mode.
+        torch.manual_seed(seed)
+        found = ours(**inputs, output_attentions=True)
+        torch.manual_seed(seed)
+        wanted = theirs(**inputs, output_attentions=True)
+        assert_close(found.last_hidden_state, wanted.last_hidden_state, "last_hidden_state")
+        assert_close(found.attentions[0], wanted.attentions[0], "attentions")
+        assert not torch.allclose(found.last_hidden_state, expected, atol=1e-2)
+        for part in ours.modules():
             if isinstance(part, torch.nn.Dropout):
                 part.p = 0.0
-        assert_close(model(**inputs).last_hidden_state, expected, "p = 0")
+        assert_close(ours(**inputs).last_hidden_state, expected, "p = 0")
 
 
 @pytest.mark.parametrize("attentions", [False, True])
-def test_dropout_of_embeddings_and_attention_keeps_the_mean(attentions: bool) -> None:
+def test_dropout_of_attention_keeps_the_mean(attentions: bool) -> None:
     # One layer's attention before anything nonlinear: its mean over many draws is its value in eval mode.
     model, _ = pair(random_settings(8, attention_probs_dropout_prob=0.3), 8)
     attention = model.encoder.layer[0].attention.self.train()
@@ -186,13 +195,26 @@ def test_half_precision_rows_without_any_key_are_finite() -> None:
                 assert torch.isfinite(out.last_hidden_state).all()
 
 
-def test_autocast_keeps_masked_rows_finite() -> None:
+@pytest.mark.parametrize("mask", MASKS)
+def test_autocast_keeps_masked_rows_finite(mask: str) -> None:
     model, _ = pair(random_settings(4, hidden_act="gelu"), 4)
-    inputs = random_inputs(model.config, 4, mask="empty row")
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = model(**inputs).last_hidden_state
-    assert torch.isfinite(found).all()
-    assert_close(found.float(), model(**inputs).last_hidden_state, "bf16", atol=0.1)
+    inputs = random_inputs(model.config, 4, mask=mask)
+    with torch.no_grad():
+        expected = model(**inputs).last_hidden_state
+        for dtype in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", dtype=dtype):
+                found = model(**inputs).last_hidden_state
+            assert torch.isfinite(found).all()
+            assert_close(found.float(), expected, f"{dtype}", atol=0.1)
+
+
+def test_embeddings_of_another_dtype_are_taken() -> None:
+    model, _ = pair(random_settings(7), 7)
+    inputs = random_inputs(model.config, 7, mask="right", embeds=True)
+    expected = model(**inputs).last_hidden_state
+    found = model.to(torch.bfloat16)(**inputs).last_hidden_state
+    assert found.dtype == torch.bfloat16
+    assert_close(found.float(), expected, "bf16", atol=0.1)
 
 
 def test_fresh_weights_follow_initializer_range_and_the_seed() -> None:

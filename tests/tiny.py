@@ -210,9 +210,7 @@ def write_sentence_files(
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     modes = [pooling] if isinstance(pooling, str) else list(pooling)
     config: dict[str, Any] = {"word_embedding_dimension": width, "include_prompt": include_prompt}
-    write_json(
-        folder / "1_Pooling" / "config.json", config | {_POOLING_KEYS[m]: m in modes for m in _POOLING_KEYS}
-    )
+    write_json(folder / "1_Pooling" / "config.json", config | {_POOLING_KEYS[m]: m in modes for m in _POOLING_KEYS})
     features = width * len(modes)
     for spec in dense:
         name = f"{len(modules)}_Dense"

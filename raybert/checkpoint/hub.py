@@ -114,9 +114,10 @@ class _Hub:
                 return self.cached(weights=weights, cause=error)
             raise CheckpointError(self._explained(error)) from error
         names = [sibling.rfilename for sibling in info.siblings or ()]
-        if weights and "config.json" in names and choose_weights(names) is None:
-            raise CheckpointError(no_weights(f"hub id {self.model}", names))
         folder = self._snapshot(sorted(set(names) & {*_SETTINGS_FILES}))
+        inside = _inside(names, _folder_prefix(transformer_path(read_modules(folder))))
+        if weights and choose_weights(inside) is None:
+            raise CheckpointError(no_weights(f"hub id {self.model}", inside))
         # What lies deeper is named by files that had to be fetched first: modules, then an index of shards.
         fetched: set[str] = set()
         while todo := set(names) & wanted_files(folder, names, weights=weights) - fetched:

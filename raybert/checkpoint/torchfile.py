@@ -140,7 +140,8 @@ class _Unpickler(pickle.Unpickler):
             return _Call(_GLOBALS[module, name])
         if module in {"torch", "torch.storage"} and name in _STORAGES:
             return _STORAGES[name]
-        raise CheckpointError(f"the pickle asks for {module}.{name}, which no dictionary of tensors needs")
+        wanted = f"{module}.{name}"
+        raise CheckpointError(f"the pickle asks for {wanted!r}, which no dictionary of tensors needs")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _location, count, *view = pid

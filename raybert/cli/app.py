@@ -53,7 +53,7 @@ def _root(
 
 
 @app.command()
-def predict(  # noqa: PLR0913  one parameter a flag
+def predict(
     task: Annotated[str, typer.Argument(help="embed, or another task.", metavar="TASK")],
     texts: Annotated[
         list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="[TEXT]...")

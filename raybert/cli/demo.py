@@ -77,7 +77,8 @@ def run_demo(folder: str, model: str) -> None:
     run_and_show([spec], options, input_uri=str(corpus), output=str(vectors))
     _answer(vectors, model)
     sys.stdout.write(
-        f"\n{time.perf_counter() - begin:.0f} s in all. Corpus: {corpus}; vectors, names and texts: {vectors}/part-*.parquet\n"
+        f"\n{time.perf_counter() - begin:.0f} s in all\n"
+        f"corpus: {corpus}; vectors, names and texts: {vectors}/part-*.parquet\n"
         f"On your own texts: raybert run embed --model MODEL --input FILES --output FOLDER\n"
         f"MODEL is {model!r} as here, a folder in Hugging Face layout, or a hub id such as BAAI/bge-base-en-v1.5\n"
     )

@@ -8,7 +8,7 @@ from typing import Any
 from raybert.checkpoint.digest import trunk_digest
 from raybert.checkpoint.folder import open_checkpoint
 from raybert.checkpoint.names import canonical_names, head_of, is_pooler
-from raybert.checkpoint.sentence import Dense
+from raybert.checkpoint.sentence import Dense, Normalize
 from raybert.checkpoint.weights import index
 from raybert.tasks.embed import Embed
 
@@ -53,3 +53,9 @@ def describe(model: str, revision: str | None = None) -> dict[str, Any]:
     facts["embed_dimensions"] = embed.width
     facts["fingerprint"] = {dtype: embed.fingerprint(dtype) for dtype in ("float32", "bfloat16")}
     return facts
+
+
+def _module(entry: Dense | Normalize) -> str:
+    if isinstance(entry, Dense):
+        return f"Dense {entry.in_features}->{entry.out_features} {entry.activation}"
+    return "Normalize"

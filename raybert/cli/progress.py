@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -94,6 +95,7 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+        self._terminal = os.fdopen(os.dup(2), "w", encoding="utf-8")
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -101,7 +103,8 @@ class _Bar:
             TextColumn("rows"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[pace]}"),
-            console=Console(stderr=True),
+            # Of its own, so that what is drawn does not depend on who silences descriptor 2 for a while.
+            console=Console(file=self._terminal),
         )
         self._task: Any = self._progress.add_task("starting", total=None, pace="")
 
@@ -113,6 +116,7 @@ class _Bar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        self._terminal.close()
 
     def update(self, report: RunReport) -> None:
         """Move the bar."""

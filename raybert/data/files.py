@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -101,8 +100,9 @@ def open_uri(uri: str) -> tuple[Any, str]:
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (ValueError, OSError, pa.ArrowException) as error:
-        remedy = "use a local path, file://, s3:// or gs://"
-        raise InputError(f"{_shown(uri)}: {first_line(error)}; {remedy}") from error
+        shown, remedy = _shown(uri), "use a local path, file://, s3:// or gs://"
+        reason = first_line(error).replace(uri, shown)
+        raise InputError(f"{shown}: {reason}; {remedy}") from error
     return filesystem, path
 
 
@@ -190,8 +190,10 @@ def _shown(uri: str) -> str:
     """A URI without user, password and query: they may be secrets, and messages end in logs."""
     if "://" not in uri:
         return uri
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = uri.partition("://")
+    place = rest.partition("?")[0]
+    bucket, slash, path = place.partition("/")
+    return f"{scheme}://{bucket.rpartition('@')[2]}{slash}{path}"
 
 
 def _version(info: Any) -> str:

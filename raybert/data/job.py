@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,9 @@ from raybert.data.plan import Options, Plan, make_plan, progress_of, work_left
 from raybert.data.splits import Progress, ReadTask
 from raybert.data.stages import Job, Note, load_check
 from raybert.errors import OutputError, RunFailed, SettingsError
+
+
+_KEPT = {manifests.NAME, "_raybert/report.html", "_raybert/report.json"}
 
 
 @dataclass(kw_only=True)
@@ -114,6 +117,9 @@ def run(
     report.vanished = tuple(file.path for file in plan.diff.vanished)
     if plan.manifest is not None and not _left(plan, plan.manifest, report)[0] and not plan.diff.changed:
         report.splits_left = False
+        if set(plan.store.list("_raybert/")) - _KEPT:  # a driver that was killed after its last commit
+            with DriverLock(plan.store):
+                _delete_orphans(plan)
         return report
     with connected(address):
         shares = share_out(
@@ -191,6 +197,14 @@ def _delete_stale(plan: Plan, stale: Sequence[str]) -> None:
         plan.store.delete(quarantine_name(name))
 
 
+def _delete_orphans(plan: Plan) -> None:
+    """Drop what a complete run has no part for: a split's quarantine that was written before its file changed."""
+    parts = set(plan.store.list("part-"))
+    for name in plan.store.list(f"{QUARANTINE}/"):
+        if name.removeprefix(f"{QUARANTINE}/") not in parts:
+            plan.store.delete(name)
+
+
 def _flow(
     plan: Plan,
     manifest: Manifest,
@@ -232,9 +246,10 @@ def _flow(
             report.add(note)
             on_progress(report)
     _prove_complete(plan, manifest, errors)
+    _delete_orphans(plan)
 
 
-def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Iterator[Note]:
+def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Generator[Note]:
     if left:
         yield from notes(build(left, job, shares))
 

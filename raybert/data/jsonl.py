@@ -21,10 +21,12 @@ _scan = json.JSONDecoder().raw_decode  # json.loads less its checks of arguments
 def decode_line(line: bytes) -> tuple[Any, Fault | None]:
     """One line's JSON value, or the fault that keeps it from being one.
 
-    NaN and Infinity are taken (Python writes them by default); of equal keys the last one counts.
+    NaN and Infinity are taken (Python writes them by default); of equal keys the last one counts. Positions in
+    details count from the first character that is not whitespace.
     """
+    line = line.strip(JSON_SPACE)
     try:
-        chars = line.strip(JSON_SPACE).decode("utf-8")
+        chars = line.decode("utf-8")
         value, end = _scan(chars)
         if end == len(chars):
             return value, None
@@ -32,7 +34,7 @@ def decode_line(line: bytes) -> tuple[Any, Fault | None]:
     except UnicodeDecodeError:
         return None, utf8_fault(line)
     except json.JSONDecodeError as error:
-        detail = f"{error.msg} at character {error.pos}"
+        detail = f"{error.msg.removesuffix(' at')} at character {error.pos}"
     except RecursionError:
         detail = "nested too deep"
     except ValueError as error:  # an integer of thousands of digits
@@ -65,7 +67,7 @@ class JsonRows:
                 if type(text) is not str:
                     fault, text = _no_text(name, value), None
             else:
-                fault = fault or Fault("not_an_object", f"the line holds {json_word(value)}", escaped(line))
+                fault = fault or _no_object(value, line)
                 value, text = {}, None
             if fault:
                 faults[at] = fault
@@ -129,6 +131,10 @@ def text_array(texts: list[str | None], faults: dict[int, Fault]) -> Any:
             if fault is not None:
                 faults[at], texts[at] = fault, None
         return pa.array(texts, pa.large_string())
+
+
+def _no_object(value: object, line: bytes) -> Fault:
+    return Fault("not_an_object", f"the line holds {json_word(value)}", escaped(line.strip(JSON_SPACE)))
 
 
 def _no_text(name: str, value: dict[str, Any]) -> Fault:

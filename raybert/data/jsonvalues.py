@@ -59,6 +59,11 @@ class SeenValues:
         return str in self._places or not self._places
 
     @property
+    def is_text(self) -> bool:
+        """Strings came up, and nothing else but nulls."""
+        return set(self._places) == {str}
+
+    @property
     def words(self) -> str:
         """What came up, in words."""
         return " and ".join(_WORDS[kind] for kind in self._places)

@@ -64,7 +64,7 @@ def read_lines(
     """
     held: list[bytes] = []  # of a line whose end has not come yet
     size = 0  # bytes of that line so far; more than are held once it is over the limit
-    chunk = stream.read(max(block, len(_BOM))).removeprefix(_BOM)
+    chunk = stream.read(max(block, len(_BOM))).removeprefix(_BOM) or stream.read(block)
     while chunk:
         newline = chunk.find(b"\n")
         if newline < 0:

@@ -211,7 +211,7 @@ def _jsonl_columns(inputs: Inputs, text_column: str, keep: Keep) -> tuple[pa.Dat
         if name not in seen:
             raise _no_column(name, f"the first {rows} rows of {shown}", list(seen))
     if not seen[text_column].may_be_text:
-        strings = [name for name, values in seen.items() if values.may_be_text]
+        strings = [name for name, values in seen.items() if values.is_text]
         raise _not_text(text_column, shown, seen[text_column].words, strings)
     types = {name: pa.string() if name == text_column else seen[name].arrow_type() for name in names}
     return pa.string(), [pa.field(name, kind) for name, kind in types.items()]

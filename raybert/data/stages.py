@@ -232,13 +232,19 @@ def _commit(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Note:
         last=split.last,
     )
     part = encode_part(pa.table([columns[name] for name in schema.names], schema=schema), receipt)
-    name, store = part_name(file, split, job.shaping), Store(job.output)
+    name, store = part_name(file, split, job.shaping), _store(job.output)
     # The quarantine comes first: a part that is there proves that its quarantine is there too.
     if len(bad):
         bad = bad.add_column(0, "_file", pa.array(np.full(len(bad), file.number, np.int32)))
         store.write(quarantine_name(name), encode_quarantine(bad))
     store.write(name, part)
     return {"part": name, "ok": len(rows), "quarantined": len(bad), "tokens": tokens}
+
+
+@lru_cache(maxsize=1)
+def _store(uri: str) -> Store:
+    """One client of an object store a process, not one a split."""
+    return Store(uri)
 
 
 def load_check(heads: Sequence[HeadSpec], device: str, dtype: str, budget: int | None) -> dict[str, Any]:

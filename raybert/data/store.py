@@ -201,6 +201,8 @@ class Store:
         with stream:
             stream.write(data)
         stored = filesystem.get_file_info(path).size
+        if stored is None:
+            raise FileNotFoundError(errno.ENOENT, "a sweep took it", path)
         if stored != len(data):
             raise OSError(errno.EIO, f"{len(data)} bytes were sent and {stored} arrived", path)
         if not keep:

@@ -117,10 +117,12 @@ def varlen(n_heads: int) -> Attention:
     from torch.nn.attention.varlen import varlen_attn
 
     def attend(qkv_TF: Tensor, layout: Layout) -> Tensor:
+        assert layout.starts is not None, "made for CUDA, where every layout has them"
         tokens, fused_width = qkv_TF.shape
         q, k, v = qkv_TF.view(tokens, 3, n_heads, fused_width // (3 * n_heads)).unbind(1)
         # Seven positional arguments: the keywords behind them differ between torch 2.10, 2.11 and 2.12.
-        context: Tensor = varlen_attn(q, k, v, layout.starts, layout.starts, layout.longest, layout.longest)
+        context = varlen_attn(q, k, v, layout.starts, layout.starts, layout.longest, layout.longest)
+        assert isinstance(context, Tensor)
         return context.reshape(tokens, fused_width // 3)
 
     return attend

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -32,7 +33,7 @@ def _max(x_BSD: Tensor, skip: int) -> Tensor:
 
 def _mean_sqrt_len(x_BSD: Tensor, skip: int) -> Tensor:
     kept_BSD = _tokens(x_BSD, skip)
-    return kept_BSD.sum(1) / kept_BSD.shape[1] ** 0.5
+    return kept_BSD.sum(1) / math.sqrt(kept_BSD.shape[1])
 
 
 def _weighted_mean(x_BSD: Tensor, skip: int) -> Tensor:

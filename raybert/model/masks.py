@@ -24,15 +24,6 @@ def has_blind_query(bias: Tensor | None) -> bool:
     return bias is not None and bool((bias.amax(dim=-1) <= torch.finfo(bias.dtype).min).any())
 
 
-def scores_dtype(x_BSD: Tensor) -> torch.dtype:
-    """The dtype of attention scores over these hidden states: theirs, unless autocast lowers it.
-
-    A bias made in a wider dtype would overflow to minus infinity when autocast casts it.
-    """
-    kind = x_BSD.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_BSD.dtype
-
-
 def self_attention_bias(mask: Tensor | None, *, heads: int, past: int, causal: bool, x_BSD: Tensor) -> Tensor | None:
     """What is added to self-attention's scores, broadcastable to [B, H, S, K] with K = past + S.
 
@@ -49,7 +40,7 @@ def self_attention_bias(mask: Tensor | None, *, heads: int, past: int, causal: b
         UsageError: the mask has another shape.
     """
     rows, positions, _ = x_BSD.shape
-    keys, dtype, device = past + positions, scores_dtype(x_BSD), x_BSD.device
+    keys, dtype, device = past + positions, x_BSD.dtype, x_BSD.device
     if mask is not None and mask.dim() != 2:
         return _as_given(mask.to(device), "attention_mask", (rows, heads, positions, keys), dtype)
     keep = None
@@ -73,7 +64,7 @@ def cross_attention_bias(mask: Tensor | None, *, heads: int, memory_BMD: Tensor 
         return None
     rows, positions, _ = x_BSD.shape
     keys = memory_BMD.shape[1]
-    mask, dtype = mask.to(x_BSD.device), scores_dtype(x_BSD)
+    mask, dtype = mask.to(x_BSD.device), x_BSD.dtype
     if mask.dim() != 2:
         return _as_given(mask, "encoder_attention_mask", (rows, heads, positions, keys), dtype)
     _check_shape(mask, "encoder_attention_mask", (rows, keys))
