@@ -20,7 +20,6 @@ from raybert.data.splits import Progress, ReadTask
 from raybert.data.stages import Job, Note, load_check
 from raybert.errors import OutputError, RunFailed, SettingsError
 
-
 _KEPT = {manifests.NAME, "_raybert/report.html", "_raybert/report.json"}
 
 

@@ -22,8 +22,8 @@ CONFIG_FILE = "config.json"
 def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> None:
     """Write a module's weights and config into ``folder``, made if it is missing.
 
-    Each file appears whole or not at all, replacing one of its name. The names are the module's own, which are
-    the reference's.
+    Both files appear whole or not at all, replacing those of their names. Weights are called as in the module,
+    which is as in the reference.
 
     Raises:
         OutputError: the folder can't be made or written.
@@ -32,12 +32,16 @@ def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> No
     tensors = _own_tensors(module)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     saved = config.replace(architectures=[type(module).__name__], dtype=dtypes.pop() if len(dtypes) == 1 else None)
+    text = saved.to_json_string()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # The metadata is how the reference recognises torch's layout.
-        _write_whole(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
-        text = saved.to_json_string()
-        _write_whole(folder / CONFIG_FILE, lambda path: _write_text(path, text))
+        _write_whole(
+            {
+                # The metadata is how the reference recognises torch's layout.
+                folder / WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
+                folder / CONFIG_FILE: lambda path: _write_text(path, text),
+            }
+        )
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{folder}: can't save the model: {error}") from error
 
@@ -57,15 +61,17 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Have a file written beside its place, flushed to the disk, then moved there in one step."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def _write_whole(writers: dict[Path, Callable[[Path], None]]) -> None:
+    """Have all files written beside their places and flushed to the disk, then moved there."""
+    beside = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in writers}
     try:
-        write(beside)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
+        for path, write in writers.items():
+            write(beside[path])
+            with beside[path].open("rb+") as file:
+                os.fsync(file.fileno())
+        for path, written in beside.items():
+            written.replace(path)
+    finally:
+        for written in beside.values():
+            with contextlib.suppress(OSError):
+                written.unlink(missing_ok=True)

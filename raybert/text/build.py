@@ -40,7 +40,7 @@ def build(definition: Definition) -> tokenizers.Tokenizer:
             raise CheckpointError(_lacks(definition, role))
     made.encode_special_tokens = definition.split_special
     if options is not None:
-        know_stand_ins(made, definition.vocabulary, options, unk_token=definition.names["unk_token"].content)
+        _know_stand_ins(made, definition, options, definition.names["unk_token"].content)
         cls_token, sep_token = (definition.names[role].content for role in ("cls_token", "sep_token"))
         made.post_processor = template(made, cls_token, sep_token)
     return made
@@ -64,18 +64,15 @@ def bert(vocabulary: Mapping[str, int], options: Options, *, unk_token: str) -> 
     return made
 
 
-def know_stand_ins(
-    made: tokenizers.Tokenizer, vocabulary: Mapping[str, int], options: Options, *, unk_token: str
-) -> None:
-    """Give what stands for a word of never_split that word's id, or the unknown one's.
+def _know_stand_ins(made: tokenizers.Tokenizer, definition: Definition, options: Options, unk_token: str) -> None:
+    """Give what stands for words of never_split ids of their own, above all others; callers take them back.
 
     The last step, because the library numbers added tokens by the size of the model's vocabulary.
     """
-    stand_ins = _stand_ins(options)
-    if stand_ins:
-        unknown = vocabulary[unk_token]
-        ids = {stand_in: vocabulary.get(word, unknown) for word, stand_in in stand_ins.items()}
-        made.model = _wordpiece({**vocabulary, **ids}, unk_token)
+    first = 1 + max(made.get_vocab(with_added_tokens=True).values())
+    ids = {stand_in: first + index for index, stand_in in enumerate(stand_ins(options).values())}
+    if ids:
+        made.model = _wordpiece({**definition.vocabulary, **ids}, unk_token)
 
 
 def _wordpiece(vocabulary: Mapping[str, int], unk_token: str) -> models.WordPiece:
@@ -143,7 +140,7 @@ def _add_tokens(made: tokenizers.Tokenizer, definition: Definition) -> None:
             known.add(token.content)
 
 
-def _stand_ins(options: Options) -> dict[str, str]:
+def stand_ins(options: Options) -> dict[str, str]:
     """For every word that can occur and that splitting could hurt, the code point that takes its place."""
     words = dict.fromkeys(options.never_split if options.do_basic_tokenize else ())
     hurt = [word for word in words if len(word) > 1 and word.split() == [word]]
@@ -156,8 +153,8 @@ def _normalizer(options: Options) -> normalizers.Normalizer:
     The pure-Python tokenizer looks a word up twice: as it stands between white space before accents go, and as
     it stands between white space or punctuation after. Each of the two moments gets its replacements here.
     """
-    stand_ins = _stand_ins(options)
-    if not stand_ins:
+    taking_place = stand_ins(options)
+    if not taking_place:
         return normalizers.BertNormalizer(
             clean_text=True,
             handle_chinese_chars=options.tokenize_chinese_chars,
@@ -168,14 +165,14 @@ def _normalizer(options: Options) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = [
         normalizers.BertNormalizer(True, options.tokenize_chinese_chars, False, options.do_lower_case)
     ]
-    for word, stand_in in stand_ins.items():
+    for word, stand_in in taking_place.items():
         # It composes a text first: either form of a composed word is this word, a decomposed word never occurs.
         if unicodedata.is_normalized("NFC", word):
             steps.append(_replace({word, unicodedata.normalize("NFD", word)}, stand_in, _WHITE))
     if strips:
         steps.append(normalizers.BertNormalizer(False, False, True, False))
     signs = punctuation()
-    for word, stand_in in stand_ins.items():
+    for word, stand_in in taking_place.items():
         edge = _WHITE if signs.intersection(word) else _WHITE + _class_of(signs)
         steps.append(_replace({word}, stand_in, edge))
     return normalizers.Sequence(steps)

@@ -13,9 +13,9 @@ from typing import Literal, Self
 import numpy as np
 
 from raybert.errors import CheckpointError, RowError, SettingsError
-from raybert.text.build import build, lower_first
+from raybert.text.build import build, lower_first, stand_ins
 from raybert.text.encoding import Int32s, Int64s, Windows
-from raybert.text.files import Definition, read_definition
+from raybert.text.files import Definition, Options, read_definition
 from raybert.text.framing import Frame
 from raybert.text.pieces import pieces, safe_cut
 from raybert.text.windows import Spans, cut, share, slide
@@ -53,7 +53,8 @@ class Tokenizer:
     whoever starts it sets them; nothing here writes to the environment.
 
     Attributes:
-        backend: the library's tokenizer; it neither truncates nor pads.
+        backend: the library's tokenizer; it neither truncates nor pads. (Words of never_split have ids of their
+            own in it, above all others; what leaves this class has theirs.)
         max_length: tokens that a window holds, special tokens included.
         files: the files that define it, sorted.
         vocabulary: token -> id, added tokens included.
@@ -79,6 +80,7 @@ class Tokenizer:
         self.pad_id, self.mask_id = ids["pad_token"], ids["mask_token"]
         extra = (self.vocabulary.get(token.content) for token in definition.extra)
         self.special_ids = frozenset(index for index in (*ids.values(), *extra) if index is not None)
+        self._real_ids = self._without_stand_ins(definition.options)
         self._keep = definition.keep
         self._safe = safe_cut(self.backend, definition.options)
         self._alone = Frame.of(self.backend, "a")
@@ -192,6 +194,16 @@ class Tokenizer:
         ids = self.encode([prompt]).ids
         return len(ids) - (int(ids[-1]) in self.special_ids)
 
+    def _without_stand_ins(self, options: Options | None) -> Int32s | None:
+        """The id of each id that the backend gives; None: the same one."""
+        places = stand_ins(options) if options else {}
+        if not places:
+            return None
+        real_ids = np.arange(1 + max(self.backend.get_vocab(with_added_tokens=True).values()), dtype=np.int32)
+        for word, stand_in in places.items():
+            real_ids[self.backend.token_to_id(stand_in)] = self.vocabulary.get(word, self.unk_id)
+        return real_ids
+
     @cached_property
     def _pair(self) -> Frame:
         return Frame.of(self.backend, "a", "a")
@@ -226,10 +238,11 @@ class Tokenizer:
                     if offsets:
                         places.append(np.array(encoding.offsets[:take], np.int32) + (begin - len(prompt)))
             ids.append(np.fromiter(chain.from_iterable(chunk_ids), np.int32))
+        all_ids = _joined(ids, np.empty(0, np.int32))
         return _Taken(
             counts=np.array(counts, np.int64),
             kept=np.array(kept, np.int64),
-            ids=_joined(ids, np.empty(0, np.int32)),
+            ids=all_ids if self._real_ids is None else self._real_ids[all_ids],
             # What lies in the prompt lies at 0 of the text, with no width.
             offsets=np.maximum(_joined(places, np.empty((0, 2), np.int32)), 0) if offsets else None,
         )

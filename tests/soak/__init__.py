@@ -1,0 +1,1 @@
+"""Long runs and comparisons, one command each (CONTRIBUTING.md); no tier runs them unasked."""
