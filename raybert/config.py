@@ -30,7 +30,7 @@ _HEAD = re.compile(r"(?:(?P<name>[^:=]+):)?(?P<task>[^:=]+)(?:=(?P<model>.+))?\Z
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the choice nearest to ``word``, or an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
@@ -79,7 +79,7 @@ class HeadSpec:
         task: the task's own name.
         model: ``"demo"``, a folder or a hub id.
         revision: branch, tag or commit of a hub id.
-        options: task options; ``max_length`` and ``dtype`` stand here too.
+        options: task options; ``max_length`` stands here too.
     """
 
     name: str

@@ -12,8 +12,11 @@ tokens/s, MiniLM, fp32, 2 cores), and the bits of an answer don't depend on how 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -164,7 +167,7 @@ class Trunk:
         self._modules: dict[str, nn.Module] = {
             name: task.module().to(self.device).eval() for name, task in heads.items()
         }
-        self._streams = ThreadPoolExecutor(threads, thread_name_prefix="raybert-stream")
+        self._streams = _start_streams(threads)
 
     def run(self, windows: Windows, names: Sequence[str], *, spread: bool = False) -> dict[str, np.ndarray]:
         """Compute the heads ``names`` for all windows.
@@ -186,7 +189,6 @@ class Trunk:
             budget = max(1, min(budget, -(-int(windows.lengths.sum()) // self.threads)))
         plan = plan_batches(windows.lengths, budget)
         starts = windows.starts
-        intra_op_threads = torch.get_num_threads()
 
         def compute(index: np.ndarray) -> tuple[np.ndarray, dict[str, Tensor]]:
             batch = gather(windows, starts, index, self.device)
@@ -197,31 +199,59 @@ class Trunk:
                 }
 
         # A lone batch of an interactive call has nothing beside it: all of torch's own threads serve it.
-        results = map(compute, plan) if spread and len(plan) == 1 else self._in_streams(compute, plan)
-        for index, arrays in results:
-            for name, array in arrays.items():
-                answers[name][index] = array.cpu().numpy()
-        torch.set_num_threads(intra_op_threads)
+        alone = spread and len(plan) == 1
+        results = (compute(index) for index in plan) if alone else self._in_streams(compute, plan)
+        with closing(results):
+            for index, arrays in results:
+                for name, array in arrays.items():
+                    answers[name][index] = array.cpu().numpy()
         return answers
 
-    def _in_streams(self, compute: Callable[[np.ndarray], Any], plan: Sequence[np.ndarray]) -> Iterator[Any]:
+    def _in_streams(self, compute: Callable[[np.ndarray], Any], plan: Sequence[np.ndarray]) -> Generator[Any]:
         """Results of ``compute`` over the plan, in order, a few batches ahead of the reader."""
-
-        def single_threaded(index: np.ndarray) -> Any:
-            torch.set_num_threads(1)
-            return compute(index)
-
-        ahead: list[Future[Any]] = []
-        for index in plan:
-            ahead.append(self._streams.submit(single_threaded, index))
-            if len(ahead) > 2 * self.threads:
-                yield ahead.pop(0).result()
-        while ahead:
-            yield ahead.pop(0).result()
+        ahead: deque[Future[Any]] = deque()
+        try:
+            for index in plan:
+                ahead.append(self._streams.submit(compute, index))
+                if len(ahead) > 2 * self.threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:  # after an error or Ctrl-C nothing goes on computing what nobody reads
+            for future in ahead:
+                future.cancel()
+            wait(ahead)
 
     def close(self) -> None:
-        """End the streams' threads."""
+        """End the streams' threads; safe to repeat."""
         self._streams.shutdown(wait=True)
+
+
+def _start_streams(threads: int) -> ThreadPoolExecutor:
+    """A pool of threads that compute with one thread of arithmetic each, all of them started.
+
+    torch keeps that number per thread, and one more that later threads start from. Setting it here and not at
+    every call keeps the callers' own number as it is, however many call at once.
+    """
+    torch_threads = torch.get_num_threads()
+    started = threading.Barrier(threads + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # what a thread sets before it has asked once is lost
+        torch.set_num_threads(1)
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="raybert-stream", initializer=start)
+    try:
+        for _ in range(threads):
+            pool.submit(int)
+        started.wait()
+    except BaseException:  # Ctrl-C: those that have started must not wait for ever
+        started.abort()
+        raise
+    finally:
+        torch.set_num_threads(torch_threads)
+    return pool
 
 
 def gather(windows: Windows, starts: np.ndarray, index: np.ndarray, device: torch.device) -> TokenBatch:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, Self
 
 from raybert.config import HeadSpec, known_options, task_name
 from raybert.engine import EngineSettings, Trunk, choose_settings, default_threads
-from raybert.errors import RowError, UsageError
+from raybert.errors import RowError, SettingsError, UsageError
 from raybert.tasks import TASKS, Task, make_task
 from raybert.text.encoding import Windows
 
@@ -18,7 +19,9 @@ _CHUNK_TEXTS = 4096
 
 
 class Predictor:
-    """One head, ready to answer.
+    """One head, ready to answer; several threads may call it at once.
+
+    Its threads end with `close`, with a ``with`` block, or when the predictor is deleted.
 
     Attributes:
         fingerprint: sha256 of everything that decides the answers; equal to a batch job's for the same head.
@@ -32,6 +35,7 @@ class Predictor:
         name = task.name.replace("-", "_")
         own = [field.name for field in task.columns(name, "float32")]
         self.columns = [*own, f"{name}_tokens", f"{name}_truncated"]
+        self._closed = False
         self._trunk = Trunk({task.name: task}, settings, threads=threads)
 
     def __call__(self, texts: Sequence[str]) -> Any:
@@ -44,18 +48,21 @@ class Predictor:
             What the task gives: embed float32 [N, D].
 
         Raises:
-            UsageError: a bare string where a list is meant.
+            UsageError: a bare string where a list is meant; or the predictor is closed.
             RowError: a text that can't be encoded (not a string, a lone surrogate), with its row.
         """
         if isinstance(texts, str | bytes):
             raise UsageError(f"texts: a bare {type(texts).__name__} where a list of texts is meant; pass [text]")
+        if self._closed:
+            raise UsageError(f"predictor of {self.task.checkpoint.name}: closed; load it again")
         answers = []
-        for windows in self._encoded(list(texts)):
-            arrays = self._trunk.run(windows, [self.task.name], spread=True)[self.task.name]
-            answers.append(self.task.decode(windows, arrays))
+        with closing(self._encoded(list(texts))) as chunks:
+            for windows in chunks:
+                arrays = self._trunk.run(windows, [self.task.name], spread=True)[self.task.name]
+                answers.append(self.task.decode(windows, arrays))
         return self.task.join(answers)
 
-    def _encoded(self, texts: list[str]) -> Iterator[Windows]:
+    def _encoded(self, texts: list[str]) -> Generator[Windows]:
         """Windows of consecutive chunks, one chunk ahead of the reader."""
         begins = iter(range(0, len(texts), _CHUNK_TEXTS))
 
@@ -71,6 +78,17 @@ class Predictor:
                 windows = ahead.pop().result()
                 ahead += [encoder.submit(encode, begin) for begin in islice(begins, 1)]
                 yield windows
+
+    def close(self) -> None:
+        """End the predictor's threads; it can't answer any more."""
+        self._closed = True
+        self._trunk.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def info(self) -> dict[str, Any]:
         """Model, options and settings in plain values."""
@@ -107,7 +125,7 @@ def load(
         dtype: auto, float32, bfloat16 or float16; float32 is always exact.
         revision: branch, tag or commit of a hub id.
         max_length: tokens a text is cut to; None takes the checkpoint's.
-        threads: processors to compute on; None takes all that this process may use.
+        threads: processors to compute on; None takes all that this process may use. A GPU is fed by one.
         **task_options: the task's own, such as ``prompt`` and ``dimensions`` for embed.
 
     Raises:
@@ -117,6 +135,8 @@ def load(
     """
     name = task_name(task)
     known_options(name, task_options, TASKS[name].OPTIONS)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise SettingsError(f"threads {threads!r}: takes a whole number from 1")
     if max_length is not None:
         task_options["max_length"] = max_length
     opened = make_task(
@@ -124,4 +144,7 @@ def load(
     )
     config = opened.checkpoint.config
     settings = choose_settings(device=device, dtype=dtype, head_width=config.hidden_size // config.num_attention_heads)
-    return Predictor(opened, settings, threads=threads or default_threads())
+    if threads is None:
+        # Several streams would cut a call into small batches and queue on one GPU all the same.
+        threads = default_threads() if settings.device == "cpu" else 1
+    return Predictor(opened, settings, threads=threads)

@@ -28,10 +28,8 @@ class Peak:
     peak: int = 0
     shares: dict[str, int] = field(default_factory=dict)
 
-    def see(self, title: str, memory: dict[str, int]) -> None:
-        """Take in one look at /proc."""
-        if title not in self.titles:
-            self.titles.append(title)
+    def see(self, memory: dict[str, int]) -> None:
+        """Take in one reading of ``memory``."""
         self.peak = max(self.peak, memory["VmHWM"])
         shares = {name: memory[name] for name in _MEMORY[1:]}
         if sum(shares.values()) >= sum(self.shares.values()):
@@ -84,15 +82,25 @@ def memory(pid: int) -> dict[str, int] | None:
     return {name: int(fields[name].split()[0]) * 1024 for name in _MEMORY}
 
 
-def watch(process: Popen[str], *, every_s: float = 0.1) -> dict[int, Peak]:
-    """Watch a process and all that descends from it until it ends."""
+def watch(process: Popen[str], *, every_s: float = 0.1, looks: int = 25) -> dict[int, Peak]:
+    """Watch a process and all that descends from it until it ends.
+
+    Args:
+        process: the first of them.
+        every_s: seconds between two readings of everybody's memory, whose peaks the kernel keeps.
+        looks: so often in between the titles are read, which nobody keeps: a small task is over in milliseconds.
+    """
     peaks: dict[int, Peak] = {}
     while process.poll() is None:
-        for pid in [process.pid, *descendants(process.pid)]:
-            seen, name = memory(pid), title(pid)
-            if seen is not None and name:
-                peaks.setdefault(pid, Peak()).see(name, seen)
-        time.sleep(every_s)
+        pids = [process.pid, *descendants(process.pid)]
+        for pid in pids:
+            if (seen := memory(pid)) is not None:
+                peaks.setdefault(pid, Peak()).see(seen)
+        for _ in range(looks):
+            for pid in pids:
+                if (name := title(pid)) and pid in peaks and name not in peaks[pid].titles:
+                    peaks[pid].titles.append(name)
+            time.sleep(every_s / looks)
     return peaks
 
 

@@ -41,13 +41,7 @@ def describe(model: str, revision: str | None = None) -> dict[str, Any]:
         "trunk": trunk_digest(checkpoint),
     }
     if sentence is not None:
-        after = [
-            f"Dense {entry.in_features}->{entry.out_features} {entry.activation}"
-            if isinstance(entry, Dense)
-            else "Normalize"
-            for entry in sentence.after
-        ]
-        facts["embeddings"] = [f"Pooling {'+'.join(sentence.pooling.modes)}", *after]
+        facts["embeddings"] = [f"Pooling {'+'.join(sentence.pooling.modes)}", *map(_module, sentence.after)]
         facts["prompts"] = sorted(sentence.prompts)
     embed = Embed(checkpoint, {})
     facts["embed_dimensions"] = embed.width

@@ -52,7 +52,7 @@ def speed(report: RunReport) -> str:
 
 
 def _seconds_left(report: RunReport) -> float | None:
-    if report.rows_total is None or not report.last_commit or not report.first_commit:
+    if not report.last_commit or not report.first_commit:
         return None
     rows = report.rows - report.first_rows
     if rows <= 0:
@@ -81,7 +81,7 @@ class _Lines:
         if now < self._next:
             return
         self._next = now + _LINE_EVERY_S
-        total = "" if report.rows_total is None else f" of {report.rows_total:,}"
+        total = f" of {'' if report.total_is_exact else 'about '}{report.rows_total:,}"
         done = report.rows_before + report.rows
         pace = speed(report)
         sys.stderr.write(f"raybert: {done:,}{total} rows{', ' + pace if pace else ''}\n")
@@ -124,6 +124,7 @@ class _Bar:
             self._task,
             description="running",
             completed=report.rows_before + report.rows,
-            total=report.rows_total,
+            # An estimate can be too low: a bar never stands beyond its end.
+            total=max(report.rows_total, report.rows_before + report.rows),
             pace=speed(report),
         )

@@ -12,8 +12,9 @@ from raybert.errors import SettingsError
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
 _UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)\Z", re.IGNORECASE)
-_RANGE = re.compile(r"(\d+)(?::(\d+))?\Z")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\Z", re.IGNORECASE)
+_RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?\Z")
+_TEXTS = frozenset({"prompt", "prompt_name", "pooling"})  # options that are texts, also where they look like numbers
 _OPTION = re.compile(r"(?:(?P<head>[A-Za-z_]\w*)\.)?(?P<key>[A-Za-z][\w-]*)=(?P<value>.*)\Z", re.DOTALL)
 
 
@@ -91,7 +92,8 @@ def head_specs(
         if match is None:
             raise SettingsError(f"option {word!r}: write KEY=VALUE or NAME.KEY=VALUE")
         target = common if match["head"] is None else own.setdefault(match["head"], {})
-        target[match["key"].replace("-", "_")] = option_value(match["value"])
+        key = match["key"].replace("-", "_")
+        target[key] = match["value"] if key in _TEXTS else option_value(match["value"])
     specs = [parse_head(text, default_model=model) for text in heads]
     names = [spec.name for spec in specs]
     for name in own:

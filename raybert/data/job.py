@@ -29,7 +29,8 @@ class RunReport:
 
     Attributes:
         output: OUTPUT.
-        rows_total: rows of the input where footers tell them, else None.
+        rows_total: rows of the input; for progress.
+        total_is_exact: whether footers or a limit told them; else they are estimated.
         rows_before: rows that earlier runs had committed.
         rows: rows committed by this run, quarantined ones included.
         quarantined: of these.
@@ -45,7 +46,8 @@ class RunReport:
     """
 
     output: str
-    rows_total: int | None
+    rows_total: int
+    total_is_exact: bool
     rows_before: int = 0
     rows: int = 0
     quarantined: int = 0
@@ -112,7 +114,8 @@ def run(
     """
     specs = heads_from(heads) if isinstance(heads, Mapping) else tuple(heads)
     plan = make_plan(specs, _options(input, output, options))
-    report = RunReport(output=plan.store.uri, rows_total=plan.rows)
+    total, exact = plan.rows()
+    report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
     report.vanished = tuple(file.path for file in plan.diff.vanished)
     if plan.manifest is not None and not _left(plan, plan.manifest, report)[0] and not plan.diff.changed:
         report.splits_left = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ _WORDS: dict[type, str] = {
     type(None): "null",
 }
 
+_TYPES: dict[type, pa.DataType] = {bool: pa.bool_(), str: pa.string()}
+
 _EXACT = 1 << 53  # a double holds every integer up to here
 
 
@@ -28,11 +31,12 @@ def json_word(value: object) -> str:
 
 
 class SeenValues:
-    """The kinds of values seen under one JSON key, each with the place where it came first."""
+    """The kinds of values seen under one JSON key: how many of each, and the place where it came first."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._places: dict[type, str] = {}
+        self._counts: Counter[type] = Counter()
         self._items: SeenValues | None = None
         self._fields: dict[str, SeenValues] = {}
 
@@ -41,6 +45,7 @@ class SeenValues:
         if value is None:
             return
         self._places.setdefault(type(value), place)
+        self._counts[type(value)] += 1
         if isinstance(value, list):
             if self._items is None:
                 self._items = SeenValues(f"{self.name}[]")
@@ -69,28 +74,26 @@ class SeenValues:
         return " and ".join(_WORDS[kind] for kind in self._places)
 
     def arrow_type(self) -> pa.DataType:
-        """The type of all values seen: nothing but nulls is a string, integers among numbers are doubles.
+        """The type of most values seen; rows with others don't fit and go into the quarantine.
+
+        Nothing but nulls is a string. Integers and doubles count together and are doubles. Of equally many kinds the
+        one that came up first wins.
 
         Raises:
-            InputError: two kinds that no type holds, or only empty objects, which Parquet can't store.
+            InputError: only empty objects, which Parquet can't store.
         """
-        kinds = set(self._places)
-        if not kinds or kinds == {str}:
+        counts: Counter[type] = Counter()
+        for kind, count in self._counts.items():
+            counts[float if kind is int else kind] += count
+        if not counts:
             return pa.string()
-        if kinds == {bool}:
-            return pa.bool_()
-        if kinds <= {int, float}:
-            return pa.float64() if float in kinds else pa.int64()
-        if kinds == {list}:
+        most = counts.most_common(1)[0][0]
+        if most is float:
+            return pa.float64() if float in self._counts else pa.int64()
+        if most is list:
             assert self._items is not None
             return pa.list_(self._items.arrow_type())
-        if kinds == {dict}:
-            return self._struct()
-        (one, here), (other, there) = list(self._places.items())[:2]
-        raise InputError(
-            f"column {self.name!r} holds {_WORDS[one]} ({here}) and {_WORDS[other]} ({there}); "
-            "leave it out of --keep, or make its values one type"
-        )
+        return self._struct() if most is dict else _TYPES[most]
 
     def _struct(self) -> pa.DataType:
         if not self._fields:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raybert.config import DEVICES, DTYPES, HeadSpec, one_of
 from raybert.data import manifest as manifests
+from raybert.data.estimate import estimate_rows
 from raybert.data.files import Inputs, list_inputs
 from raybert.data.limit import limit_tasks
 from raybert.data.manifest import FilesDiff, Manifest
@@ -114,11 +115,12 @@ class Plan:
     schema: pa.Schema
     tasks: Mapping[int, tuple[ReadTask, ...]]
 
-    @property
-    def rows(self) -> int | None:
-        """Rows of the whole input where footers tell them."""
-        ends = [tasks[-1].end for tasks in self.tasks.values() if tasks]
-        return None if any(end is None for end in ends) else sum(end or 0 for end in ends)
+    def rows(self) -> tuple[int, bool]:
+        """Rows of the whole input, and whether footers or a limit told them; else they are estimated."""
+        ends = [tasks[-1].end for tasks in self.tasks.values()]
+        if all(end is not None for end in ends):
+            return sum(end or 0 for end in ends), True
+        return estimate_rows(self.spec.root, [tasks[0].file for tasks in self.tasks.values()]), False
 
     def heads(self, dtype: str) -> tuple[dict[str, Any], ...]:
         """The heads as a manifest writes them, arithmetic in ``dtype``."""

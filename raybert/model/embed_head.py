@@ -8,17 +8,9 @@ from torch import nn
 
 from raybert.checkpoint.sentence import Dense
 from raybert.checkpoint.sentence import Normalize as NormalizeEntry
-from raybert.model.heads import EmbedHead, Normalize, Truncate
+from raybert.model.activations import activation
+from raybert.model.heads import Activated, EmbedHead, Normalize, Truncate
 from raybert.model.loading import load_linear
-
-_DENSE_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "Identity": nn.Identity,
-    "Tanh": nn.Tanh,
-    "ReLU": nn.ReLU,
-    "GELU": nn.GELU,
-    "SiLU": nn.SiLU,
-    "Sigmoid": nn.Sigmoid,
-}
 
 
 def build_embed_head(
@@ -52,7 +44,7 @@ def build_embed_head(
         linear = load_linear(
             entry.folder, in_features=entry.in_features, out_features=entry.out_features, bias=entry.bias
         )
-        modules += [linear, _DENSE_ACTIVATIONS[entry.activation]()]
+        modules.append(Activated(linear, activation(entry.activation)))
     if dimensions is not None:
         modules.append(Truncate(dimensions))
     if normalize:

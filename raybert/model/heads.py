@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raybert.model.activations import Activation
 from raybert.model.attention import Group, Layout
 
 
@@ -63,6 +64,18 @@ class Normalize(nn.Module):
     def forward(self, x_NV: Tensor) -> Tensor:
         """[N, V] -> [N, V]."""
         return F.normalize(x_NV, dim=-1)
+
+
+class Activated(nn.Module):
+    """A linear layer and what follows it: sentence-transformers' Dense."""
+
+    def __init__(self, linear: nn.Linear, function: Activation) -> None:
+        super().__init__()
+        self.linear, self.function = linear, function
+
+    def forward(self, x_NV: Tensor) -> Tensor:
+        """[N, V] -> [N, out_features]."""
+        return self.function(self.linear(x_NV))
 
 
 class Truncate(nn.Module):

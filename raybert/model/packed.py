@@ -96,8 +96,8 @@ class _Norm:
     """LayerNorm with frozen weights."""
 
     def __init__(self, module: nn.LayerNorm, dtype: torch.dtype, device: torch.device) -> None:
-        self.weight = module.weight.detach().to(device, dtype)
-        self.bias = module.bias.detach().to(device, dtype)
+        self.weight = module.weight.detach().to(device, dtype, copy=True)
+        self.bias = module.bias.detach().to(device, dtype, copy=True)
         self.shape, self.eps = tuple(module.normalized_shape), module.eps
 
     def __call__(self, x_TD: Tensor) -> Tensor:
@@ -110,7 +110,8 @@ class PackedEncoder:
     def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> None:
         embeddings = module.embeddings
         self.device, self.dtype, self.kernels = device, dtype, kernels
-        self._words = embeddings.word_embeddings.weight.detach().to(device, dtype)
+        # A copy: loaded parameters are maps of the checkpoint's file, which may be written anew.
+        self._words = embeddings.word_embeddings.weight.detach().to(device, dtype, copy=True)
         # Positions and token types are added in fp32 before they are rounded once.
         positions = embeddings.position_embeddings.weight.detach().float()
         types = embeddings.token_type_embeddings.weight.detach().float()

@@ -16,7 +16,7 @@ from raybert.checkpoint.sentence import Dense, Normalize, Pooling, SentenceModul
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
 from raybert.text.encoding import Windows
-from raybert.text.tokenizer import Tokenizer
+from raybert.text.tokenizer import Tokenizer, problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -119,7 +119,9 @@ class Embed:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_files(self.checkpoint.path, max_length=self.max_length, lower_case=self.lower_case)
+        tokenizer = Tokenizer.from_files(self.checkpoint.path, max_length=self.max_length, lower_case=self.lower_case)
+        tokenizer.check_vocab_size(self.checkpoint.config.vocab_size)
+        return tokenizer
 
     def encode(self, items: Sequence[str]) -> Windows:
         """One window a text, the prompt before it."""
@@ -172,6 +174,9 @@ def _prompt(options: Mapping[str, Any], sentence: SentenceModules) -> str:
     if prompt is not None and prompt_name is not None:
         raise SettingsError("embed: prompt and prompt_name are both given; pass one")
     if prompt is not None:
+        found = problem(prompt)
+        if found is not None:
+            raise SettingsError(f"embed: prompt {prompt!r}: {found[1]}; pass a text")
         return str(prompt)
     if prompt_name is None:
         prompt_name = sentence.default_prompt
@@ -196,7 +201,8 @@ def _max_length(asked: Any, checkpoint: Checkpoint) -> int:
 
 def _normalize(asked: Any, sentence: SentenceModules) -> bool:
     if asked is None:
-        return any(isinstance(module, Normalize) for module in sentence.after)
+        # One before a Dense stays where it is and says nothing about the vector that leaves.
+        return bool(sentence.after) and isinstance(sentence.after[-1], Normalize)
     if not isinstance(asked, bool):
         raise SettingsError(f"embed: normalize {asked!r}: takes true or false")
     return asked

@@ -1,0 +1,200 @@
+"""Speed against peers, in one run, on real text: the docstrings of Python's standard library.
+
+    python jobs/bench.py engine     one process: raybert fp32 and bf16 against sentence-transformers' default encode
+    python jobs/bench.py job        the Ray Data job with one actor against the same work in one process
+
+Real tokens a second (truncated, unpadded), end to end from texts to normalised vectors. The contestants take turns,
+each turn has texts of its own, no answer is cached. What is printed is each one's median, and the median of the ratios
+within a round, since the speed of a machine drifts. Exit 1 below a gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raybert.cli.demo import docstrings
+
+LIBRARIES = ("torch", "sentence-transformers", "transformers", "tokenizers", "ray", "numpy")
+Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+def corpus(seed: int) -> list[str]:
+    """All docstrings in a shuffled order."""
+    texts = [text for _, text in docstrings()]
+    random.Random(seed).shuffle(texts)  # noqa: S311
+    return texts
+
+
+def describe(threads: int) -> None:
+    """Say where this runs and with what."""
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "unknown",
+    )
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIBRARIES)
+    print(f"{model}, {os.cpu_count()} processors, {threads} threads; {versions}")
+
+
+def seconds(encode: Encode, texts: Sequence[str]) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    encode(texts)
+    return time.perf_counter() - begin
+
+
+def min_cosine(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
+    """Smallest cosine of the rows, in double precision."""
+    a_ND, b_ND = a_ND.astype(np.float64), b_ND.astype(np.float64)
+    norms = np.linalg.norm(a_ND, axis=1) * np.linalg.norm(b_ND, axis=1)
+    return float(((a_ND * b_ND).sum(1) / norms).min())
+
+
+def bench_engine(arguments: argparse.Namespace) -> int:
+    """Raybert in one process against sentence-transformers in the same process."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    import raybert
+    from raybert.checkpoint.hub import resolve
+
+    torch.set_num_threads(arguments.threads)
+    describe(arguments.threads)
+    peer = SentenceTransformer(str(resolve(arguments.model)), device="cpu")
+    ours = {
+        dtype: raybert.load(arguments.model, "embed", dtype=dtype, device="cpu", threads=arguments.threads)
+        for dtype in ("float32", "bfloat16")
+    }
+    contestants: dict[str, Encode] = {"sentence-transformers": lambda texts: np.asarray(peer.encode(list(texts)))}
+    contestants |= {f"raybert {dtype}": predictor for dtype, predictor in ours.items()}
+    texts = corpus(arguments.seed)
+    sample, texts = texts[: arguments.texts], texts[arguments.texts :]
+    expected = contestants["sentence-transformers"](sample)
+    cosines = {name: min_cosine(encode(sample), expected) for name, encode in contestants.items()}
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    counter = ours["float32"].task
+    for number in range(arguments.rounds):
+        for turn, (name, encode) in enumerate(contestants.items()):
+            begin = (number * len(contestants) + turn) * arguments.texts % (len(texts) - arguments.texts)
+            chosen = texts[begin : begin + arguments.texts]
+            tokens = int(counter.encode(chosen).lengths.sum())
+            speeds[name].append(tokens / seconds(encode, chosen))
+    print(f"{'':24}{'tokens/s':>12}{'spread':>18}{'ratio':>8}{'min cosine':>13}")
+    ratios = {}
+    for name, runs in speeds.items():
+        ratios[name] = statistics.median(a / b for a, b in zip(runs, speeds["sentence-transformers"], strict=True))
+        spread = f"{min(runs):,.0f}-{max(runs):,.0f}"
+        print(f"{name:24}{statistics.median(runs):12,.0f}{spread:>18}{ratios[name]:8.2f}{cosines[name]:13.7f}")
+    gates = (("float32", arguments.gate_fp32, 0.999999), ("bfloat16", arguments.gate_bf16, 0.9998))
+    failed = [
+        f"raybert {dtype}: ratio {ratios[f'raybert {dtype}']:.2f} (gate {gate}), "
+        f"min cosine {cosines[f'raybert {dtype}']:.7f} (gate {cosine})"
+        for dtype, gate, cosine in gates
+        if ratios[f"raybert {dtype}"] < gate or cosines[f"raybert {dtype}"] < cosine
+    ]
+    for line in failed:
+        print(f"below the gate: {line}")
+    return 1 if failed else 0
+
+
+def in_process(file: Path, model: str, dtype: str, threads: int) -> dict[str, float]:
+    """Embed a Parquet file's texts in this process; tokens and seconds, loading left out."""
+    import raybert
+
+    predictor = raybert.load(model, "embed", dtype=dtype, device="cpu", threads=threads)
+    predictor(["warm"] * 64)
+    texts = pq.read_table(file)["text"].to_pylist()
+    tokens = int(predictor.task.encode(texts).tokens.sum())
+    return {"tokens": tokens, "seconds": seconds(predictor, texts)}
+
+
+def print_in_process(arguments: argparse.Namespace) -> int:
+    """`in_process` for the parent's eyes."""
+    file, model, dtype, threads = arguments.words
+    print(json.dumps(in_process(Path(file), model, dtype, int(threads))))
+    return 0
+
+
+def bench_job(arguments: argparse.Namespace) -> int:
+    """The job with one actor, from its first commit to its last, against one process of as many threads."""
+    import raybert.data
+
+    describe(arguments.threads)
+    with tempfile.TemporaryDirectory(prefix="raybert-bench-") as folder:
+        file = Path(folder, "corpus.parquet")
+        texts = corpus(arguments.seed)
+        texts = [f"{number}: {texts[number % len(texts)]}" for number in range(arguments.rows)]
+        pq.write_table(pa.table({"text": texts}), file)
+        ratios = []
+        for number in range(arguments.rounds):
+            words = [str(file), arguments.model, arguments.dtype, str(arguments.threads)]
+            command = [sys.executable, __file__, "in-process", *words]
+            alone = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            report: Any = raybert.data.run(
+                {"v": (arguments.model, "embed")},
+                input=str(file),
+                output=str(Path(folder, f"out{number}")),
+                dtype=arguments.dtype,
+                split_rows=arguments.split_rows,
+                actors=1,
+            )
+            lone, job = alone["tokens"] / alone["seconds"], report.tokens_per_second
+            ratios.append(job / lone)
+            print(
+                f"one process {lone:,.0f} tokens/s ({alone['seconds']:.0f} s); job with one actor {job:,.0f} tokens/s "
+                f"({report.last_commit - report.first_commit:.0f} s from first to last commit, first commit "
+                f"{report.first_commit - report.started:.0f} s after the start); ratio {ratios[-1]:.3f}"
+            )
+    ratio = statistics.median(ratios)
+    print(f"median ratio {ratio:.3f}")
+    if ratio < arguments.gate:
+        print(f"below the gate of {arguments.gate}")
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Read the command line and run one benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(required=True)
+    engine = commands.add_parser("engine", help="one process against sentence-transformers")
+    engine.add_argument("--texts", type=int, default=500, help="texts a turn")
+    engine.add_argument("--rounds", type=int, default=5)
+    engine.add_argument("--gate-fp32", type=float, default=2.0)
+    engine.add_argument("--gate-bf16", type=float, default=3.5)
+    engine.set_defaults(run=bench_engine)
+    job = commands.add_parser("job", help="the Ray Data job against one process")
+    job.add_argument("--rows", type=int, default=16_000)
+    job.add_argument("--rounds", type=int, default=1)
+    job.add_argument("--split-rows", type=int, default=1000)
+    job.add_argument("--dtype", default="float32")
+    job.add_argument("--gate", type=float, default=0.85)
+    job.set_defaults(run=bench_job)
+    for each in (engine, job):
+        each.add_argument("--model", default="demo")
+        each.add_argument("--threads", type=int, default=os.cpu_count())
+        each.add_argument("--seed", type=int, default=0)
+    alone = commands.add_parser("in-process", help="used by job: one process's tokens and seconds, as JSON")
+    alone.add_argument("words", nargs=4, metavar=("FILE", "MODEL", "DTYPE", "THREADS"))
+    alone.set_defaults(run=print_in_process)
+    arguments = parser.parse_args()
+    return int(arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
