@@ -6,7 +6,10 @@ import logging
 import math
 import os
 import re
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +21,10 @@ from raybert.errors import DeviceError, RaybertError, RunFailed, SettingsError
 # CPUs that one task of a stage asks for. They differ on purpose: Ray Data fuses neighbours that ask for the same,
 # which would move tokenization into the model actors.
 READ_CPUS, ENCODE_CPUS, WRITE_CPUS = 0.1, 0.2, 0.15
-_STAGES_CPUS = 0.5  # left to the three of them together
+_STAGES_CPUS = 0.5  # left to the three of them together, for each eight CPUs
+_CPUS_PER_STAGE = 8
 _STREAMS_PER_ACTOR = 8
+_KNOCK_S = 10.0
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ")
 
 
@@ -46,7 +51,8 @@ def connected(address: str | None = None) -> Iterator[None]:
         return
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
-        with _silent_stderr():
+        _knock(where)
+        with _silent_stderr(), _own_sigterm():
             # A bare ray.init() would join whatever cluster runs on this machine.
             ray.init(
                 address=where,
@@ -63,6 +69,13 @@ def connected(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Fail at once where nothing listens at HOST:PORT; Ray would go on trying for minutes."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+
+
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """Drop what the process writes to file descriptor 2: Ray's core announces its log level there, in any case."""
@@ -75,6 +88,22 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the caller's answer to SIGTERM: ray.init puts its own in place, which ends the process with a traceback."""
+    before = signal.getsignal(signal.SIGTERM)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # Ray's answer to one that came meanwhile
+        before(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,57 +144,98 @@ def share_out(
         device: auto, cpu or cuda, as asked.
         actors: least and most actors; None fills the cluster.
         cpus_per_actor: None divides what reading and writing leave.
-        gpus_per_actor: None is 1 on GPUs.
+        gpus_per_actor: None is 1 on GPUs; 0 computes on CPUs.
 
     Raises:
-        SettingsError: actors would take what reading and writing need, and the job would wait for ever.
+        SettingsError: actors would take what reading and writing need, or fit on no node: the job would wait for ever.
         DeviceError: GPUs are asked for and the cluster has none.
     """
-    cpu_nodes = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
-    cpus, gpus = sum(cpu_nodes), sum(node.get("GPU", 0.0) for node in nodes)
-    if cpus <= 0:
+    cpus = [node["CPU"] for node in nodes if node.get("CPU", 0.0) > 0]
+    gpus = [node["GPU"] for node in nodes if node.get("GPU", 0.0) > 0]
+    if not cpus:
         raise SettingsError("cluster: no node has a CPU; reading and writing need one")
-    if device == "cuda" and gpus == 0:
+    if device == "cuda" and not gpus:
         raise DeviceError("device cuda: no node of the cluster has a GPU; pass --device cpu")
-    if device != "cpu" and gpus > 0 and gpus_per_actor != 0:
+    _check_asked(actors, cpus_per_actor, gpus_per_actor)
+    # On CPUs arithmetic takes some 95 % of a job: one of each other stage feeds eight processors.
+    share = max(1, int(sum(cpus) / _CPUS_PER_STAGE))
+    if device != "cpu" and gpus and gpus_per_actor != 0:
         per_actor = gpus_per_actor or 1.0
-        least, most = actors or (max(1, int(gpus / per_actor)),) * 2
-        # A GPU eats what a dozen tokenizers make: encoding gets the CPUs.
-        share = max(1, int(cpus / 8))
+        least, most = actors or (max(1, _places(gpus, per_actor)),) * 2
+        if least > _places(gpus, per_actor):
+            raise SettingsError(
+                f"{least} actors x {per_actor:g} GPUs: the nodes have {', '.join(f'{gpu:g}' for gpu in gpus)}; "
+                "pass fewer --actors or less --gpus-per-actor"
+            )
         return Shares(
             least=least,
             most=most,
-            cpus=0.5 if cpus_per_actor is None else cpus_per_actor,
+            cpus=_booking(cpus, most, cpus_per_actor, most_of_one=0.5),
             gpus=per_actor,
             streams=1,
             readers=share,
-            encoders=max(1, int(cpus) - 2 * share),
+            # A GPU eats what a dozen tokenizers make: encoding gets the CPUs.
+            encoders=max(1, int(sum(cpus)) - 2 * share),
             writers=share,
         )
-    streams = max(1, min(int(max(cpu_nodes)), _STREAMS_PER_ACTOR))
-    least, most = actors or (max(1, sum(int(cpu // streams) for cpu in cpu_nodes)),) * 2
-    if cpus_per_actor is None:
-        per_node = math.ceil(most / len(cpu_nodes))
-        free = (max(cpu_nodes) - _STAGES_CPUS) / per_node
-        cpus_per_actor = max(0.01, math.floor(free * 100) / 100)
-    if most * cpus_per_actor + _STAGES_CPUS > cpus + 1e-6:
-        limit = math.floor((cpus - _STAGES_CPUS) / most * 100) / 100
-        raise SettingsError(
-            f"{most} actors x {cpus_per_actor:g} CPUs: {cpus:g} CPUs are there and reading and writing need "
-            f"{_STAGES_CPUS:g}; pass --cpus-per-actor {limit:g} or less, or fewer --actors"
-        )
-    # On CPUs arithmetic takes some 95 % of a job: one of each other stage feeds eight processors.
-    share = max(1, int(cpus / 8))
+    streams = max(1, min(int(max(cpus)), _STREAMS_PER_ACTOR))
+    least, most = actors or (max(1, _places(cpus, streams)),) * 2
+    booking = _booking(cpus, most, cpus_per_actor)
     return Shares(
         least=least,
         most=most,
-        cpus=cpus_per_actor,
+        cpus=booking,
         gpus=0.0,
-        streams=max(1, math.ceil(cpus_per_actor - 1e-6)),
+        streams=max(1, math.ceil(booking - 1e-6)),
         readers=share,
         encoders=share,
         writers=share,
     )
+
+
+def _check_asked(actors: tuple[int, int] | None, cpus: float | None, gpus: float | None) -> None:
+    if actors is not None and not 1 <= actors[0] <= actors[1]:
+        raise SettingsError(f"actors {actors[0]}:{actors[1]}: at least 1, and MIN at most MAX")
+    if cpus is not None and cpus <= 0:
+        raise SettingsError(f"cpus-per-actor {cpus:g}: takes a number above 0")
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+        raise SettingsError(f"gpus-per-actor {gpus:g}: takes 0, a fraction of one GPU, or a whole number")
+
+
+def _places(nodes: list[float], size: float) -> int:
+    """How many pieces of ``size`` fit on nodes of these sizes, each piece on one node."""
+    return sum(int(node / size + 1e-6) for node in nodes)
+
+
+def _stages_cpus(cpus: float) -> float:
+    """What reading, encoding and writing need of a node."""
+    return _STAGES_CPUS * max(1, int(cpus / _CPUS_PER_STAGE))
+
+
+def _booking(cpus: list[float], actors: int, asked: float | None, *, most_of_one: float = math.inf) -> float:
+    """CPUs to book for each actor: as asked if that leaves enough, else as much as the other stages leave.
+
+    Raises:
+        SettingsError: the other stages would get too little, or an actor has no place.
+    """
+    free = [max(0.0, node - _stages_cpus(node)) for node in cpus]
+    rooms = sorted({room / count for room in free if room for count in range(1, actors + 1)}, reverse=True)
+    limit = next((math.floor(room * 100 + 1e-6) / 100 for room in rooms if _places(free, room) >= actors), 0.0)
+    if asked is None:
+        fits, booking = limit > 0, min(limit, most_of_one)
+    else:
+        # It is enough that one node keeps something free; the others an actor may fill.
+        kept = (_places([*cpus[:at], free[at], *cpus[at + 1 :]], asked) for at in range(len(cpus)))
+        fits, booking = max(kept) >= actors, asked
+    if not fits:
+        what = f"{actors} actors" if asked is None else f"{actors} actors x {asked:g} CPUs"
+        there = ", ".join(f"{node:g}" for node in cpus)
+        remedy = f"pass --cpus-per-actor {limit:g} or less, or fewer --actors" if limit else "pass fewer --actors"
+        raise SettingsError(
+            f"{what}: the nodes have {there} CPUs and reading and writing need {_stages_cpus(max(cpus)):g}; {remedy}"
+        )
+    # Ray Data would fuse a stage of equal booking into the actors.
+    return booking - 0.01 if booking in (READ_CPUS, ENCODE_CPUS, WRITE_CPUS) else booking
 
 
 def alive_nodes() -> list[dict[str, float]]:
@@ -206,14 +276,15 @@ def limit_worker_threads() -> None:
 
 
 def call_on_worker(function: Any, *args: Any, cpus: float, gpus: float) -> Any:
-    """Run ``function`` once as a Ray task of a model actor's size and give its result.
+    """Run ``function`` once as a Ray task of a model actor's size, in a worker that then ends, and give its result.
 
     Raises:
         RaybertError: what the function raised.
     """
     import ray
 
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(function)
+    # One call: the worker would go on as a reader with torch and a model's memory in it.
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, max_calls=1)(function)
     try:
         return ray.get(remote.remote(*args))
     except ray.exceptions.RayError as error:

@@ -214,9 +214,11 @@ class Trunk:
             for index in plan:
                 ahead.append(self._streams.submit(compute, index))
                 if len(ahead) > 2 * self.threads:
-                    yield ahead.popleft().result()
+                    yield ahead[0].result()
+                    ahead.popleft()
             while ahead:
-                yield ahead.popleft().result()
+                yield ahead[0].result()
+                ahead.popleft()
         finally:  # after an error or Ctrl-C nothing goes on computing what nobody reads
             for future in ahead:
                 future.cancel()

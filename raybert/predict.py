@@ -35,6 +35,7 @@ class Predictor:
         name = task.name.replace("-", "_")
         own = [field.name for field in task.columns(name, "float32")]
         self.columns = [*own, f"{name}_tokens", f"{name}_truncated"]
+        task.tokenizer()  # one that is missing or of another model is told now, not at the first text
         self._closed = False
         self._trunk = Trunk({task.name: task}, settings, threads=threads)
 

@@ -33,6 +33,7 @@ MaxLength = Annotated[int | None, typer.Option(help="Tokens a text is cut to.", 
 Prompt = Annotated[str | None, typer.Option(help="Text put before every text.")]
 Dimensions = Annotated[int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N")]
 PoolingMode = Annotated[str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE")]
+Windows = Annotated[str | None, typer.Option(help="What happens to longer texts: truncate.", metavar="HOW")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")]
 
@@ -66,13 +67,20 @@ def predict(
     prompt: Prompt = None,
     dimensions: Dimensions = None,
     pooling: PoolingMode = None,
+    windows: Windows = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Answer texts from the arguments or stdin: one JSON value a line on stdout."""
     from raybert.errors import RowError
 
-    short = {"max_length": max_length, "prompt": prompt, "dimensions": dimensions, "pooling": pooling}
+    short = {
+        "max_length": max_length,
+        "prompt": prompt,
+        "dimensions": dimensions,
+        "pooling": pooling,
+        "windows": windows,
+    }
     (spec,) = words.head_specs([task], model=model, revision=revision, options=option or (), short=short)
     from raybert.predict import load
 
@@ -131,11 +139,18 @@ def run(  # noqa: PLR0913  one parameter a flag
     prompt: Prompt = None,
     dimensions: Dimensions = None,
     pooling: PoolingMode = None,
+    windows: Windows = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left.")] = False,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS")] = None,
 ) -> None:
     """Run heads over a corpus into a folder of Parquet parts. Run it again to continue."""
-    short = {"max_length": max_length, "prompt": prompt, "dimensions": dimensions, "pooling": pooling}
+    short = {
+        "max_length": max_length,
+        "prompt": prompt,
+        "dimensions": dimensions,
+        "pooling": pooling,
+        "windows": windows,
+    }
     specs = words.head_specs(head, model=model, revision=revision, options=option or (), short=short)
     given: dict[str, Any] = {
         "text_column": text_column,

@@ -20,21 +20,24 @@ _WINDOWS = ("ids", "lengths", "row_of_window", "tokens", "truncated", "type_ids"
 
 
 def to_row(note: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> pa.Table:
-    """One row: ``note`` as JSON, ``tables`` as one Arrow IPC stream each in one cell."""
-    cells = {name: _cell(_stream(table)) for name, table in tables.items()}
-    payload = _stream(pa.table(cells)) if cells else pa.py_buffer(b"")
-    return pa.table({NOTE: [json.dumps(note)], PAYLOAD: _cell(payload)})
+    """One row: ``note`` as JSON, ``tables`` as Arrow IPC streams one after the other in one cell."""
+    begins, end = {}, 0
+    for name, table in tables.items():
+        begins[name] = end
+        end += _stream_bytes(table)
+    payload = pa.allocate_buffer(end)
+    sink = pa.FixedSizeBufferWriter(payload)
+    for table in tables.values():
+        _write_stream(sink, table)
+    return pa.table({NOTE: [json.dumps([note, begins])], PAYLOAD: _cell(payload)})
 
 
 def from_row(row: pa.Table) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     """What `to_row` was given; the tables lie in the row's own memory."""
     assert row.num_rows == 1, "a split travels as one row"
-    note = json.loads(row[NOTE][0].as_py())
-    payload = row[PAYLOAD].chunk(0)[0].as_buffer()
-    if payload.size == 0:
-        return note, {}
-    cells = _table(payload)
-    return note, {name: _table(cells[name].chunk(0)[0].as_buffer()) for name in cells.column_names}
+    note, begins = json.loads(row[NOTE][0].as_py())
+    payload = _content(row[PAYLOAD].chunk(0))
+    return note, {name: _table(payload.slice(begin)) for name, begin in begins.items()}
 
 
 def windows_table(windows: Windows) -> pa.Table:
@@ -75,11 +78,22 @@ def _cell(content: pa.Buffer) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, content])
 
 
-def _stream(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
+def _content(cell: pa.Array) -> pa.Buffer:
+    """The bytes of `_cell`'s one value where they lie: a scalar's would be a copy."""
+    _, offsets, content = cell.buffers()
+    begin, end = np.frombuffer(offsets, np.int64)[cell.offset : cell.offset + 2].tolist()
+    return content.slice(begin, end - begin)
+
+
+def _write_stream(sink: Any, table: pa.Table) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
+
+
+def _stream_bytes(table: pa.Table) -> int:
+    sink = pa.MockOutputStream()
+    _write_stream(sink, table)
+    return int(sink.size())
 
 
 def _table(buffer: pa.Buffer) -> pa.Table:

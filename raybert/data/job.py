@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from raybert.data.manifest import Manifest
 from raybert.data.part import QUARANTINE, quarantine_name
 from raybert.data.pipeline import build, data_context, notes
 from raybert.data.plan import Options, Plan, make_plan, progress_of, work_left
-from raybert.data.splits import Progress, ReadTask
+from raybert.data.splits import ReadTask
 from raybert.data.stages import Job, Note, load_check
 from raybert.errors import OutputError, RunFailed, SettingsError
 
@@ -117,22 +117,29 @@ def run(
     total, exact = plan.rows()
     report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
     report.vanished = tuple(file.path for file in plan.diff.vanished)
-    if plan.manifest is not None and not _left(plan, plan.manifest, report)[0] and not plan.diff.changed:
-        report.splits_left = False
-        if set(plan.store.list("_raybert/")) - _KEPT:  # a driver that was killed after its last commit
-            with DriverLock(plan.store):
-                _delete_orphans(plan)
-        return report
-    with connected(address):
-        shares = share_out(
-            alive_nodes(),
-            device=(options.get("device") or "auto") if plan.manifest is None else plan.manifest.engine["device"],
-            actors=(actors, actors) if isinstance(actors, int) else actors,
-            cpus_per_actor=cpus_per_actor,
-            gpus_per_actor=gpus_per_actor,
-        )
-        engine = _engine(plan, options, shares)
-        with DriverLock(plan.store) as lock:
+    if plan.manifest is not None and not plan.diff.changed:
+        left, stale = _left(plan, plan.manifest, report)
+        if not left:
+            report.splits_left = False
+            if stale or set(plan.store.list("_raybert/")) - _KEPT:  # a driver was killed after its last commit
+                with DriverLock(plan.store):
+                    _tidy(plan, stale)
+            return report
+    with ExitStack() as held:
+        lock = DriverLock(plan.store)
+        if plan.manifest is not None:  # else nothing is written before a worker has loaded every head
+            held.enter_context(lock)
+        with connected(address):
+            shares = share_out(
+                alive_nodes(),
+                device=(options.get("device") or "auto") if plan.manifest is None else plan.manifest.engine["device"],
+                actors=(actors, actors) if isinstance(actors, int) else actors,
+                cpus_per_actor=cpus_per_actor,
+                gpus_per_actor=gpus_per_actor,
+            )
+            engine = _engine(plan, options, shares)
+            if plan.manifest is None:
+                held.enter_context(lock)
             manifest = _begin(plan, engine, overwrite=bool(options.get("overwrite")))
             left, stale = _left(plan, manifest, report)
             _delete_stale(plan, stale)
@@ -199,8 +206,9 @@ def _delete_stale(plan: Plan, stale: Sequence[str]) -> None:
         plan.store.delete(quarantine_name(name))
 
 
-def _delete_orphans(plan: Plan) -> None:
-    """Drop what a complete run has no part for: a split's quarantine that was written before its file changed."""
+def _tidy(plan: Plan, stale: Sequence[str]) -> None:
+    """Drop what does not belong to a complete run, such as what a killed run's last worker wrote of an older file."""
+    _delete_stale(plan, stale)
     parts = set(plan.store.list("part-"))
     for name in plan.store.list(f"{QUARANTINE}/"):
         if name.removeprefix(f"{QUARANTINE}/") not in parts:
@@ -247,8 +255,7 @@ def _flow(
                 continue
             report.add(note)
             on_progress(report)
-    _prove_complete(plan, manifest, errors)
-    _delete_orphans(plan)
+    _tidy(plan, _prove_complete(plan, manifest, errors))
 
 
 def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Generator[Note]:
@@ -256,15 +263,20 @@ def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Generator[Note
         yield from notes(build(left, job, shares))
 
 
-def _prove_complete(plan: Plan, manifest: Manifest, errors: Sequence[str]) -> None:
-    progress: Mapping[int, Progress] = progress_of(
-        plan, manifest.shaping, [tasks[0].file for tasks in plan.tasks.values()]
-    )
+def _prove_complete(plan: Plan, manifest: Manifest, errors: Sequence[str]) -> list[str]:
+    """Prove that every row is in a part; gives the names of parts that belong to older versions of their files.
+
+    Raises:
+        RunFailed: some are not.
+    """
+    files = [tasks[0].file for tasks in plan.tasks.values()]
+    progress = progress_of(plan, manifest.shaping, files)
     missing = [plan.tasks[number][0].file.path for number, each in progress.items() if not each.complete]
-    if errors or missing:
+    if missing:
         first = errors[0] if errors else f"{missing[0]}: splits are missing"
         more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
         raise RunFailed(
             f"{first}{more}; {len(missing)} of {len(plan.tasks)} files are incomplete, what was committed stays: "
             "run the same command again"
         )
+    return [name for each in progress.values() for name in each.stale]

@@ -39,14 +39,16 @@ class Embed:
         dimensions: keep the first so many numbers of a vector, then scale again where it is normalised.
         pooling: a mode of `POOLING_MODES`, or several joined by "+"; None takes the checkpoint's, else mean.
         max_length: tokens a text is cut to, special tokens included; None takes the checkpoint's.
+        windows: "truncate", what happens to a longer text.
     """
 
     name = "embed"
     version = 1
-    OPTIONS = ("dimensions", "max_length", "normalize", "pooling", "prompt", "prompt_name")
+    OPTIONS = ("dimensions", "max_length", "normalize", "pooling", "prompt", "prompt_name", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         known_options(self.name, options, self.OPTIONS)
+        self.windows = one_of("embed: windows", str(options.get("windows", "truncate")), ("truncate",))
         sentence = checkpoint.sentence or _PLAIN
         self.checkpoint = checkpoint
         self.pooling = _pooling(options.get("pooling"), sentence)
@@ -81,7 +83,7 @@ class Embed:
             "normalize": self.normalize,
             "pooling": "+".join(self.pooling),
             "prompt": self.prompt,
-            "windows": "truncate",
+            "windows": self.windows,
         }
 
     @cached_property

@@ -65,5 +65,5 @@ def plan_batches(lengths: Int32s | Int64s, budget: int) -> list[Int64s]:
 def groups(lengths: Int32s | Int64s) -> list[Group]:
     """The runs of equal length in a batch's lengths, in order."""
     begins = np.flatnonzero(np.diff(lengths, prepend=-1))
-    ends = np.append(begins[1:], len(lengths))
+    ends = np.append(begins, len(lengths))[1:]
     return [Group(int(lengths[begin]), begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]

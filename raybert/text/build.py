@@ -101,6 +101,7 @@ def _from_serialized(definition: Definition) -> tokenizers.Tokenizer:
     assert definition.serialized is not None
     try:
         made = tokenizers.Tokenizer.from_str(definition.serialized)
+        made.encode("a")  # some damage shows only in use
     except Exception as error:  # the library raises bare Exception for every kind of damage
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: the tokenizers library refuses it: {reason}") from error
@@ -111,7 +112,7 @@ def _from_serialized(definition: Definition) -> tokenizers.Tokenizer:
 
 def _lacks(definition: Definition, role: str) -> str:
     return (
-        f"{definition.files[0].parent}: the tokenizer's vocabulary lacks {definition.names[role].content!r}, "
+        f"{definition.folder}: the tokenizer's vocabulary lacks {definition.names[role].content!r}, "
         f"its {role}; name the right one in tokenizer_config.json"
     )
 

@@ -178,22 +178,27 @@ def _with_legacy_files(
     folder: Path, config: dict[str, Any], stored: dict[str, Any], files: list[Path]
 ) -> dict[str, Any]:
     """The settings with what older files add to them; those count only without added_tokens_decoder."""
-    if isinstance(config.get("added_tokens_decoder"), dict):
+    decoder = config.get("added_tokens_decoder")
+    if decoder is not None:
+        _expect(isinstance(decoder, dict), folder / "tokenizer_config.json", "added_tokens_decoder", decoder)
         return config
     map_path, added_path = folder / "special_tokens_map.json", folder / "added_tokens.json"
     config = dict(config)
     if map_path.is_file():
         files.append(map_path)
         config.update(read_json_object(map_path))
-    decoder: dict[str, Any] = {}
+    decoder = {}
     if added_path.is_file():
         files.append(added_path)
-        special = {_content(config.get(role)) for role in ROLES}
-        special.update(_content(token) for token in _listed_extra(config))
+        special = [_content(config.get(role)) for role in ROLES]
+        special += [_content(token) for token in _listed_extra(map_path, config)]
         for content, index in read_json_object(added_path).items():
             is_special = content in special
             decoder[str(index)] = {"content": content, "special": is_special, "normalized": not is_special}
-    for token in stored.get("added_tokens") or ():
+    listed = stored.get("added_tokens") or []
+    is_list = isinstance(listed, list) and all(isinstance(token, dict) for token in listed)
+    _expect(is_list, folder / "tokenizer.json", "added_tokens", listed)
+    for token in listed:
         decoder[str(token.get("id"))] = {key: value for key, value in token.items() if key != "id"}
     config["added_tokens_decoder"] = decoder
     return config
@@ -203,9 +208,15 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _listed_extra(config: dict[str, Any]) -> list[Any]:
+def _expect(is_right: bool, path: Path, name: str, value: Any) -> None:
+    if not is_right:
+        raise CheckpointError(f"{path}: {name} is {str(value)[:60]!r}, which is not what belongs there")
+
+
+def _listed_extra(path: Path, config: dict[str, Any]) -> list[Any]:
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    return list(listed.values()) if isinstance(listed, dict) else list(listed)
+    _expect(isinstance(listed, list | dict), path, "extra_special_tokens", listed)
+    return list(listed.values()) if isinstance(listed, dict) else listed
 
 
 def _options(path: Path, config: dict[str, Any]) -> Options:
@@ -235,7 +246,7 @@ def _names(path: Path, config: dict[str, Any]) -> dict[str, AddedToken]:
 def _extra(path: Path, config: dict[str, Any]) -> tuple[AddedToken, ...]:
     """Further special tokens: those of roles of the model's own (any "..._token"), then those of the list."""
     own = [value for key, value in config.items() if key.endswith("_token") and key not in ROLES]
-    listed = [token for token in own if isinstance(token, str)] + _listed_extra(config)
+    listed = [token for token in own if isinstance(token, str)] + _listed_extra(path, config)
     return tuple(_token(path, token, special=True) for token in listed)
 
 

@@ -70,6 +70,7 @@ class Tokenizer:
             lower_first(self.backend)
         self.max_length = max_length
         self.files = definition.files
+        self._folder = definition.folder
         added = self.backend.get_added_tokens_decoder()
         self.vocabulary = definition.vocabulary | {token.content: index for index, token in added.items()}
         self.vocab_size = 1 + max(self.vocabulary.values())
@@ -111,7 +112,7 @@ class Tokenizer:
         if self.vocab_size > vocab_size:
             token = max(self.vocabulary, key=self.vocabulary.__getitem__)
             raise CheckpointError(
-                f"{self.files[0].parent}: the tokenizer's {token!r} has id {self.vocab_size - 1}, but config.json's "
+                f"{self._folder}: the tokenizer's {token!r} has id {self.vocab_size - 1}, but config.json's "
                 f"vocab_size is {vocab_size}; the two belong to different models"
             )
 

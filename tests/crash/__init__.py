@@ -1,0 +1,1 @@
+"""What becomes of a run when its processes die; `trap` makes them slow or mortal, for these tests alone."""

@@ -1,0 +1,107 @@
+"""Python imports this module at its start where this folder is in PYTHONPATH: it arms the processes of one test's run.
+
+``RAYBERT_TRAP`` holds JSON:
+
+- ``{"commit_s": 0.2}``: a write worker takes that long between a part's bytes on disk and its final name.
+- ``{"kill": ["encode", "b.jsonl", 20]}``: the stage kills its own worker when it meets the split of that file and row;
+  the stages are read, encode, compute, write.
+- ``{"full_after": 3}``: a write worker's disk is full after so many commits of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_STAGES = "raybert.data.stages"
+
+
+class _Finder(MetaPathFinder):
+    """Finds the one module that is armed, as Python would, and arms it once it is loaded."""
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _STAGES:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader = _Armed(spec.loader)
+        return spec
+
+
+class _Armed(Loader):
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        _arm(module, json.loads(os.environ["RAYBERT_TRAP"]))
+
+
+def _arm(stages: Any, trap: dict[str, Any]) -> None:
+    """Wrap the stages; ``raybert.data.pipeline`` takes them from this module afterwards."""
+    stage, path, begin = trap.get("kill", (None, None, None))
+
+    def die_of(note: dict[str, Any]) -> None:
+        if note["file"]["path"] == path and note["begin"] == begin:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def mortal(work: Callable[..., Any], row_at: int) -> Callable[..., Any]:
+        def guarded(*args: Any) -> Any:
+            die_of(stages.from_row(args[row_at])[0])
+            return work(*args)
+
+        return guarded
+
+    read = stages.read_stage
+
+    def read_stage(task: Any, job: Any) -> Iterator[Any]:
+        for row in read(task, job):
+            die_of(stages.from_row(row)[0])
+            yield row
+
+    if stage == "read":
+        stages.read_stage = read_stage
+    elif stage == "compute":
+        stages.ModelStage.__call__ = mortal(stages.ModelStage.__call__, 1)
+    elif stage is not None:
+        setattr(stages, f"{stage}_stage", mortal(getattr(stages, f"{stage}_stage"), 0))
+    stages.write_stage = _with_disk(stages.write_stage, trap)
+
+
+def _with_disk(write: Callable[..., Any], trap: dict[str, Any]) -> Callable[..., Any]:
+    """Write on a slow disk, or on one that fills up."""
+    commits = 0
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal commits
+        sync(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink().parts[-3:-1] == ("_raybert", "tmp"):
+            time.sleep(trap.get("commit_s", 0.0))
+            commits += 1
+            if commits > trap.get("full_after", sys.maxsize):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def armed(row: Any, job: Any) -> Any:
+        os.fsync = fsync  # in this worker alone: the driver never comes here
+        return write(row, job)
+
+    return armed
+
+
+if "RAYBERT_TRAP" in os.environ:
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,147 @@
+"""Where sequences lie in a token batch, and both attention kernels against a dense one with a mask."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.attention.varlen
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from raybert.model.attention import Group, Layout, grouped, layout_of, varlen
+from tests.oracle import assert_close, one_thread  # noqa: F401  a fixture
+
+CPU = torch.device("cpu")
+LENGTHS = (
+    [1],
+    [1, 1, 1],
+    [128],
+    [5, 5, 3, 3, 3, 1],
+    [3, 5, 3, 5, 5],
+    [47, 48, 48, 49, 1, 100, 100],
+)
+
+
+def dense_attention(qkv_TF: Tensor, lengths: list[int], heads: int) -> Tensor:
+    """Softmax attention over all tokens in fp64, other sequences masked: [T, 3 D] -> [T, D]."""
+    tokens, width = qkv_TF.shape[0], qkv_TF.shape[1] // 3
+    q, k, v = qkv_TF.double().view(tokens, 3, heads, width // heads).permute(1, 2, 0, 3)
+    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    scores = q @ k.transpose(1, 2) / math.sqrt(width // heads)
+    scores = scores.masked_fill(owner[:, None] != owner[None, :], -torch.inf)
+    return (scores.softmax(-1) @ v).transpose(0, 1).reshape(tokens, width)
+
+
+def random_qkv(lengths: list[int], width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(lengths))
+    return torch.randn((sum(lengths), 3 * width), generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize(("heads", "width"), [(1, 3), (4, 32), (12, 384)])
+def test_groups_equal_dense_attention(lengths: list[int], heads: int, width: int) -> None:
+    qkv = random_qkv(lengths, width)
+    found = grouped(heads)(qkv, layout_of(np.array(lengths), CPU))
+    assert_close(found.double(), dense_attention(qkv, lengths, heads), "fp32", atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_groups_in_bfloat16_stay_near_dense_attention(lengths: list[int]) -> None:
+    qkv = random_qkv(lengths, 32, torch.bfloat16)
+    found = grouped(4)(qkv, layout_of(np.array(lengths), CPU))
+    assert found.dtype == torch.bfloat16
+    assert_close(found.double(), dense_attention(qkv, lengths, 4), "bf16", atol=0.03)
+
+
+def test_attention_leaves_its_input_alone() -> None:
+    lengths = [4, 4, 60]
+    qkv = random_qkv(lengths, 32)
+    before = qkv.clone()
+    grouped(4)(qkv, layout_of(np.array(lengths), CPU))
+    assert torch.equal(qkv, before)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=30), st.sampled_from([np.int32, np.int64]))
+def test_layout_says_where_every_token_lies(lengths: list[int], dtype: type[np.integer[Any]]) -> None:
+    layout = layout_of(np.array(lengths, dtype), CPU)
+    covered = [(group.length, group.begin + group.length * row) for group in layout.groups for row in range(group.count)]
+    begins = np.cumsum([0, *lengths])[:-1].tolist()
+    assert covered == list(zip(lengths, begins, strict=True))
+    assert layout.positions_T.tolist() == [position for length in lengths for position in range(length)]
+    assert layout.positions_T.dtype == torch.int64
+    assert layout.longest == max(lengths)
+    assert layout.starts is None  # no kernel of a CPU reads them
+    neighbours = zip(layout.groups, layout.groups[1:], strict=False)
+    assert all(one.length != next_one.length for one, next_one in neighbours), "a run of equal lengths is one group"
+    assert [group.tokens for group in layout.groups] == [
+        slice(group.begin, group.begin + group.length * group.count) for group in layout.groups
+    ]
+
+
+class RecordingVarlen:
+    """Stands in for torch's kernel, which only CUDA has: same contract, its arguments kept."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def __call__(self, *args: Any) -> Tensor:
+        self.calls.append(args)
+        q, k, v, starts_q, starts_k, max_q, max_k = args
+        assert torch.equal(starts_q, starts_k)
+        assert max_q == max_k == int(starts_q.diff().max())
+        pieces = []
+        for begin, end in zip(starts_q[:-1].tolist(), starts_q[1:].tolist(), strict=True):
+            q_HSE, k_HSE, v_HSE = (x[begin:end].transpose(0, 1) for x in (q, k, v))
+            probs = (q_HSE @ k_HSE.transpose(1, 2) / math.sqrt(q.shape[-1])).softmax(-1)
+            pieces.append((probs @ v_HSE).transpose(0, 1))
+        return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_varlen_hands_the_kernel_its_seven_positional_arguments(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int]
+) -> None:
+    kernel = RecordingVarlen()
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", kernel)
+    heads, width = 4, 32
+    qkv = random_qkv(lengths, width)
+    layout = layout_of(np.array(lengths), CPU)
+    starts = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
+    layout = Layout(layout.groups, layout.positions_T, starts, layout.longest)  # as layout_of makes it for CUDA
+    found = varlen(heads)(qkv, layout)
+    assert found.shape == (sum(lengths), width)
+    assert found.is_contiguous()
+    assert_close(found.double(), dense_attention(qkv, lengths, heads), "varlen", atol=1e-5)
+    ((q, k, v, starts_q, starts_k, max_q, max_k),) = kernel.calls
+    for x in (q, k, v):
+        assert x.shape == (sum(lengths), heads, width // heads)
+    assert starts_q.dtype == starts_k.dtype == torch.int32
+    assert starts_q.shape == (len(lengths) + 1,)
+    assert type(max_q) is type(max_k) is int
+
+
+def test_torch_still_takes_seven_positional_arguments() -> None:
+    parameters = inspect.signature(torch.nn.attention.varlen.varlen_attn).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    assert len(positional) >= 7
+    assert [name[:1] for name in positional[:3]] == ["q", "k", "v"]
+    assert all(p.default is not inspect.Parameter.empty for p in list(parameters)[7:])
+
+
+def test_layouts_of_cuda_carry_starts() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    layout = layout_of(np.array([2, 3]), torch.device("cuda"))
+    assert layout.starts is not None
+    assert layout.starts.dtype == torch.int32
+    assert layout.starts.tolist() == [0, 2, 5]
+
+
+def test_group_tokens() -> None:
+    assert Group(length=3, count=2, begin=4).tokens == slice(4, 10)
