@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from raybert.data.files import Inputs, open_stream, reading
 from raybert.data.lines import LINE_LIMIT, read_lines
+from raybert.data.manifest import FilesDiff
 from raybert.data.splits import InputFile, ReadTask
+from raybert.errors import SettingsError
 
 
 def limit_tasks(
@@ -40,6 +42,24 @@ def limit_tasks(
         kept[number] = tuple(cut)
         left -= end
     return kept
+
+
+def within_limit(diff: FilesDiff, tasks: Mapping[int, tuple[ReadTask, ...]]) -> FilesDiff:
+    """Leave files that the limit doesn't reach out of the run.
+
+    Args:
+        diff: the input's files against the manifest's.
+        tasks: what `limit_tasks` gave.
+
+    Raises:
+        SettingsError: a file changed or is gone: the limit would now end elsewhere than the parts that are there.
+    """
+    for file in (*diff.changed, *diff.vanished):
+        raise SettingsError(
+            f"limit: input file {file.path} changed or is gone since the run began, and a limit counts the rows of "
+            "all files; start anew with --overwrite"
+        )
+    return replace(diff, files=tuple(file for file in diff.files if file.number in tasks))
 
 
 def _count_lines(inputs: Inputs, file: InputFile, enough: int) -> int:

@@ -16,7 +16,7 @@ from raybert.config import DEVICES, DTYPES, HeadSpec, one_of
 from raybert.data import manifest as manifests
 from raybert.data.estimate import estimate_rows
 from raybert.data.files import Inputs, list_inputs
-from raybert.data.limit import limit_tasks
+from raybert.data.limit import limit_tasks, within_limit
 from raybert.data.manifest import FilesDiff, Manifest
 from raybert.data.parquet import Footer, read_footers
 from raybert.data.part import QUARANTINE, read_footer
@@ -165,13 +165,14 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
     program = open_program(specs)
     schema = _output_schema(specs, program, columns, settings["vector_type"])
     diff = manifests.merge_files(manifest.files if manifest else (), inputs.files)
+    tasks = _plan_tasks(inputs, diff, footers, settings)
     plan = Plan(
         store=store,
         program=program,
         specs=tuple(specs),
         settings=settings,
         manifest=manifest,
-        diff=diff,
+        diff=diff if settings["limit"] is None else within_limit(diff, tasks),
         spec=ReadSpec(
             root=inputs.root,
             format=inputs.format,
@@ -181,7 +182,7 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
             split_bytes=settings["split_bytes"],
         ),
         schema=schema,
-        tasks=_plan_tasks(inputs, diff, footers, settings),
+        tasks=tasks,
     )
     if manifest is not None:
         manifests.compare(manifest, {}, plan.heads(manifest.engine["dtype"]))
