@@ -207,14 +207,29 @@ def test_max_seq_length(tmp_path: Path, bert: Path, max_seq_length: int) -> None
 
 @pytest.mark.parametrize("do_lower_case", [True, False])
 def test_do_lower_case(tmp_path: Path, do_lower_case: bool) -> None:
-    cased = write_tiny_checkpoint(tmp_path / "cased", tokenizer={"do_lower_case": False}, tokenizer_json=True)
-    transformer = Transformer(str(cased), do_lower_case=do_lower_case)
-    folder = write(tmp_path / "saved", cased, [Pooling(WIDTH, "mean")], transformer=transformer)
+    # In sentence_bert_config.json, where every version reads it and all before 6 write it.
+    folder = write_tiny_checkpoint(
+        tmp_path, tokenizer={"do_lower_case": False}, tokenizer_json=True, sentence={"do_lower_case": do_lower_case}
+    )
     texts = ["Mixed CASE Words", "ÀÉ Straße İstanbul ẞ", *TEXTS]
     found = ours(folder, texts)
     assert_equal(found, theirs(folder, texts))
     same_as_lower = np.abs(found[0] - ours(folder, ["mixed case words"])[0]).max() < 1e-4
     assert same_as_lower == do_lower_case
+
+
+def test_do_lower_case_that_a_saved_folder_forgets(tmp_path: Path) -> None:
+    """A corner: version 6 saves do_lower_case into tokenizer.json only, where it doesn't read it again.
+
+    The model that was saved lowers its texts, the folder does not; raybert follows the folder.
+    """
+    cased = write_tiny_checkpoint(tmp_path / "cased", tokenizer={"do_lower_case": False}, tokenizer_json=True)
+    transformer = Transformer(str(cased), do_lower_case=True)
+    folder = write(tmp_path / "saved", cased, [Pooling(WIDTH, "mean")], transformer=transformer)
+    texts = ["Mixed CASE Words"]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
+    assert np.abs(theirs(folder, texts) - expected).max() > 0.01
+    assert_equal(ours(folder, texts), expected)
 
 
 @pytest.mark.parametrize("dimensions", [1, 5, 31, 32])

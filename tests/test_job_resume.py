@@ -165,7 +165,7 @@ def test_a_damaged_part_does_not_count(copy, tiny, finished):
 
 
 def test_overwrite_begins_anew(copy, tiny):
-    with pytest.raises(SettingsError, match="split-rows: this output was made with 5, not 4; .*--overwrite"):
+    with pytest.raises(SettingsError, match=r"split-rows: this output was made with 5, not 4; .*--overwrite"):
         go(copy, tiny, split_rows=4)
     before = set(parts(copy / "out"))
     report = go(copy, tiny, split_rows=6, overwrite=True, dtype="float32")

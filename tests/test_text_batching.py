@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raybert.errors import SettingsError
-from raybert.text.batching import FULL_ENOUGH, groups, plan_batches
+from raybert.text.batching import FULL_ENOUGH, plan_batches
 
 lengths_lists = st.one_of(
     st.lists(st.integers(1, 512), max_size=300),
@@ -51,30 +51,20 @@ def test_it_is_a_function(lengths: np.ndarray, budget: int) -> None:
     assert [batch.tolist() for batch in plan_batches(lengths, budget)] == [batch.tolist() for batch in again]
 
 
-@given(lengths=lengths_lists)
-def test_groups_are_the_runs(lengths: np.ndarray) -> None:
-    ordered = np.sort(lengths)[::-1]
-    found = groups(ordered)
-    assert [length for length, _, _ in found] == sorted(set(lengths.tolist()), reverse=True)
-    rebuilt = [length for length, begin, end in found for _ in range(begin, end)]
-    assert rebuilt == ordered.tolist()
-    assert [begin for _, begin, _ in found[1:]] == [end for _, _, end in found[:-1]]
-
-
 def test_fewer_groups_for_few_more_batches() -> None:
     """The documented trade, on lengths like those of a split of news and of long texts."""
     draw = np.random.default_rng(7)
     for lengths in (draw.normal(54, 15, 7600).clip(8, 256), draw.lognormal(4.5, 0.8, 16384).clip(4, 512)):
         whole = lengths.astype(np.int32)
         batches = plan_batches(whole, 4096)
-        n_groups = sum(len(groups(whole[batch])) for batch in batches)
+        n_groups = sum(len(np.unique(whole[batch])) for batch in batches)
         ordered = np.sort(whole)[::-1]
         greedy, begin = [], 0
         while begin < len(ordered):
             end = begin + max(1, int(np.searchsorted(np.cumsum(ordered[begin:]), 4096, side="right")))
             greedy.append(ordered[begin:end])
             begin = end
-        assert n_groups < 0.95 * sum(len(groups(batch)) for batch in greedy)
+        assert n_groups < 0.95 * sum(len(np.unique(batch)) for batch in greedy)
         assert len(batches) < 1.05 * len(greedy)
 
 

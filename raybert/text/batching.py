@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import NamedTuple
 
 import numpy as np
 
@@ -12,14 +11,6 @@ from raybert.text.encoding import Int32s, Int64s
 
 FULL_ENOUGH = 0.75
 """A batch this full may end early at a change of length (measured in `plan_batches`)."""
-
-
-class Group(NamedTuple):
-    """Windows of one length that lie side by side: ``lengths[begin:end]`` are all `length`."""
-
-    length: int
-    begin: int
-    end: int
 
 
 def plan_batches(lengths: Int32s | Int64s, budget: int) -> list[Int64s]:
@@ -60,10 +51,3 @@ def plan_batches(lengths: Int32s | Int64s, budget: int) -> list[Int64s]:
         batches.append(order[begin:end])
         begin = end
     return batches
-
-
-def groups(lengths: Int32s | Int64s) -> list[Group]:
-    """The runs of equal length in a batch's lengths, in order."""
-    begins = np.flatnonzero(np.diff(lengths, prepend=-1))
-    ends = np.append(begins, len(lengths))[1:]
-    return [Group(int(lengths[begin]), begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
