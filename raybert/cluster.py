@@ -136,6 +136,7 @@ def share_out(
     actors: tuple[int, int] | None = None,
     cpus_per_actor: float | None = None,
     gpus_per_actor: float | None = None,
+    others: float = 0.0,
 ) -> Shares:
     """Decide how many model actors run and what each one gets; pure.
 
@@ -145,6 +146,7 @@ def share_out(
         actors: least and most actors; None fills the cluster.
         cpus_per_actor: None divides what reading and writing leave.
         gpus_per_actor: None is 1 on GPUs; 0 computes on CPUs.
+        others: CPUs of a node that a stage of the caller's may ask for at once, and that actors leave unbooked.
 
     Raises:
         SettingsError: actors would take what reading and writing need, or fit on no node: the job would wait for ever.
@@ -170,7 +172,7 @@ def share_out(
         return Shares(
             least=least,
             most=most,
-            cpus=_booking(cpus, most, cpus_per_actor, most_of_one=0.5),
+            cpus=_booking(cpus, most, cpus_per_actor, others=others, most_of_one=0.5),
             gpus=per_actor,
             streams=1,
             readers=share,
@@ -180,13 +182,12 @@ def share_out(
         )
     streams = max(1, min(int(max(cpus)), _STREAMS_PER_ACTOR))
     least, most = actors or (max(1, _places(cpus, streams)),) * 2
-    booking = _booking(cpus, most, cpus_per_actor)
     return Shares(
         least=least,
         most=most,
-        cpus=booking,
+        cpus=_booking(cpus, most, cpus_per_actor, others=others),
         gpus=0.0,
-        streams=max(1, math.ceil(booking - 1e-6)),
+        streams=max(1, math.ceil(_booking(cpus, most, cpus_per_actor) - 1e-6)),
         readers=share,
         encoders=share,
         writers=share,
@@ -207,22 +208,30 @@ def _places(nodes: list[float], size: float) -> int:
     return sum(int(node / size + 1e-6) for node in nodes)
 
 
+def _largest(nodes: list[float], count: int) -> float:
+    """The largest size, in hundredths, of which ``count`` pieces fit on the nodes; 0 where there is none."""
+    sizes = sorted({node / pieces for node in nodes if node for pieces in range(1, count + 1)}, reverse=True)
+    return next((math.floor(size * 100 + 1e-6) / 100 for size in sizes if _places(nodes, size) >= count), 0.0)
+
+
 def _stages_cpus(cpus: float) -> float:
     """What reading, encoding and writing need of a node."""
     return _STAGES_CPUS * max(1, int(cpus / _CPUS_PER_STAGE))
 
 
-def _booking(cpus: list[float], actors: int, asked: float | None, *, most_of_one: float = math.inf) -> float:
+def _booking(
+    cpus: list[float], actors: int, asked: float | None, *, others: float = 0.0, most_of_one: float = math.inf
+) -> float:
     """CPUs to book for each actor: as asked if that leaves enough, else as much as the other stages leave.
 
     Raises:
         SettingsError: the other stages would get too little, or an actor has no place.
     """
     free = [max(0.0, node - _stages_cpus(node)) for node in cpus]
-    rooms = sorted({room / count for room in free if room for count in range(1, actors + 1)}, reverse=True)
-    limit = next((math.floor(room * 100 + 1e-6) / 100 for room in rooms if _places(free, room) >= actors), 0.0)
+    limit = _largest([max(0.0, room - others) for room in free], actors)
     if asked is None:
-        fits, booking = limit > 0, min(limit, most_of_one)
+        # Beside others an actor that books nothing is better than one that never starts, or never lets them start.
+        fits, booking = limit > 0 or others > 0, min(limit, most_of_one)
     else:
         # It is enough that one node keeps something free; the others an actor may fill.
         kept = (_places([*cpus[:at], free[at], *cpus[at + 1 :]], asked) for at in range(len(cpus)))

@@ -11,6 +11,7 @@ tokens/s, MiniLM, fp32, 2 cores), and the bits of an answer don't depend on how 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -186,7 +187,7 @@ class Trunk:
             return answers
         budget = self.settings.budget
         if spread:
-            budget = max(1, min(budget, -(-int(windows.lengths.sum()) // self.threads)))
+            budget = _even_budget(windows.lengths, budget, self.threads)
         plan = plan_batches(windows.lengths, budget)
         starts = windows.starts
 
@@ -227,6 +228,16 @@ class Trunk:
     def close(self) -> None:
         """End the streams' threads; safe to repeat."""
         self._streams.shutdown(wait=True)
+
+
+def _even_budget(lengths: np.ndarray, budget: int, streams: int) -> int:
+    """A budget near ``budget`` under which every stream gets as many batches, so that none computes alone at the end.
+
+    Half of the longest window is added, since a batch seldom ends exactly at its budget.
+    """
+    total = int(lengths.sum(dtype=np.int64))
+    turns = math.ceil(total / (budget * streams))
+    return math.ceil(total / (turns * streams)) + int(lengths.max()) // 2
 
 
 def _start_streams(threads: int) -> ThreadPoolExecutor:

@@ -108,6 +108,22 @@ def test_what_would_wait_for_ever_is_refused(nodes, asked, message):
         share_out(nodes, **asked)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "actors", "booked", "streams"),
+    [
+        (cpus(8), None, 6.5, 8),
+        (cpus(2), None, 0.5, 2),
+        (cpus(1), None, 0.0, 1),
+        (cpus(2), (2, 2), 0.25, 1),
+        (cpus(16, 2), (3, 3), 4.66, 5),
+    ],
+)
+def test_other_stages_of_a_dataset_find_a_place_too(nodes, actors, booked, streams):
+    """`raybert.data.apply` does not know what stands before and after it; Ray Data books a whole CPU for a task."""
+    shares = share_out(nodes, actors=actors, others=1.0)
+    assert (shares.cpus, shares.streams) == (booked, streams)
+
+
 def test_cuda_without_a_gpu_is_refused():
     with pytest.raises(DeviceError, match="no node of the cluster has a GPU; pass --device cpu"):
         share_out(cpus(8), device="cuda")

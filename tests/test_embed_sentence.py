@@ -219,16 +219,15 @@ def test_do_lower_case(tmp_path: Path, do_lower_case: bool) -> None:
 
 
 def test_do_lower_case_that_a_saved_folder_forgets(tmp_path: Path) -> None:
-    """A corner: version 6 saves do_lower_case into tokenizer.json only, where it doesn't read it again.
+    """A corner: version 6.2 saves do_lower_case into tokenizer.json only, where it doesn't read it again.
 
-    The model that was saved lowers its texts, the folder does not; raybert follows the folder.
+    The model that was saved lowers its texts, the one that is loaded does not; raybert follows the folder.
     """
     cased = write_tiny_checkpoint(tmp_path / "cased", tokenizer={"do_lower_case": False}, tokenizer_json=True)
     transformer = Transformer(str(cased), do_lower_case=True)
     folder = write(tmp_path / "saved", cased, [Pooling(WIDTH, "mean")], transformer=transformer)
     texts = ["Mixed CASE Words"]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
-    assert np.abs(theirs(folder, texts) - expected).max() > 0.01
     assert_equal(ours(folder, texts), expected)
 
 

@@ -57,7 +57,7 @@ def _root(
 def predict(
     task: Annotated[str, typer.Argument(help="embed, or another task.", metavar="TASK")],
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="[TEXT]...")
+        list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")
     ] = None,
     *,
     model: Model = None,

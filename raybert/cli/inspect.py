@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from raybert.checkpoint.digest import trunk_digest
-from raybert.checkpoint.folder import open_checkpoint
-from raybert.checkpoint.names import canonical_names, head_of, is_pooler
+from raybert.checkpoint.folder import Checkpoint, open_checkpoint
+from raybert.checkpoint.names import canonical_names, head_of, is_buffer, is_pooler
 from raybert.checkpoint.sentence import Dense, Normalize
 from raybert.checkpoint.weights import index
+from raybert.errors import CheckpointError
 from raybert.tasks.embed import Embed
 
 
@@ -20,12 +21,13 @@ def describe(model: str, revision: str | None = None) -> dict[str, Any]:
         CheckpointError: it can't be found, read or honoured.
     """
     checkpoint = open_checkpoint(model, revision=revision)
-    config, sentence = checkpoint.config, checkpoint.sentence
+    config = checkpoint.config
     entries = index(checkpoint.weight_files)
     names = canonical_names(entries)
     heads = sorted({head for name in names if (head := head_of(name))})
     if any(is_pooler(name) for name in names):
         heads.append("pooler")
+    numbers = [entries[original] for name, original in names.items() if not is_buffer(name)]
     facts: dict[str, Any] = {
         "model": checkpoint.name,
         "path": str(checkpoint.path),
@@ -34,12 +36,21 @@ def describe(model: str, revision: str | None = None) -> dict[str, Any]:
         "vocabulary": config.vocab_size,
         "max_length": checkpoint.max_length,
         "heads": heads,
-        "parameters": sum(math.prod(entry.shape) for entry in entries.values()),
-        "bytes": sum(entry.nbytes for entry in entries.values()),
-        "dtypes": sorted({entry.dtype for entry in entries.values()}),
+        "parameters": sum(math.prod(entry.shape) for entry in numbers),
+        "bytes": sum(entry.nbytes for entry in numbers),
+        "dtypes": sorted({entry.dtype for entry in numbers}),
         "weights": [path.name for path in checkpoint.weight_files],
         "trunk": trunk_digest(checkpoint),
     }
+    try:
+        return {**facts, **_embeddings(checkpoint)}
+    except CheckpointError as error:  # other heads answer all the same
+        return {**facts, "embeddings": f"none: {error}"}
+
+
+def _embeddings(checkpoint: Checkpoint) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    sentence = checkpoint.sentence
     if sentence is not None:
         facts["embeddings"] = [f"Pooling {'+'.join(sentence.pooling.modes)}", *map(_module, sentence.after)]
         facts["prompts"] = sorted(sentence.prompts)

@@ -16,6 +16,7 @@ from raybert.data.stages import ModelStage, head_columns, head_fields, load_chec
 from raybert.errors import InputError, SettingsError
 
 _BATCH_ROWS = 4096
+_OTHERS_CPUS = 1.0  # what Ray Data books for a task of the dataset's other stages, unless told
 
 
 def apply(
@@ -65,6 +66,7 @@ def apply(
         actors=(actors, actors) if isinstance(actors, int) else actors,
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
+        others=_OTHERS_CPUS,
     )
     engine = call_on_worker(load_check, specs, device, dtype, budget, cpus=shares.cpus, gpus=shares.gpus)
     program = open_program(specs)
