@@ -25,6 +25,7 @@ _STAGES_CPUS = 0.5  # left to the three of them together, for each eight CPUs
 _CPUS_PER_STAGE = 8
 _STREAMS_PER_ACTOR = 8
 _KNOCK_S = 10.0
+_WRAPPER = "ray.exceptions.UserCodeException: "  # stands below what a stage raised, and says nothing about it
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ")
 
 
@@ -270,8 +271,8 @@ def cause_of(error: BaseException) -> RaybertError | None:
 def first_line(error: BaseException) -> str:
     """An error of another library in one line: what was raised in a worker, where Ray carries its traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = [line for line in lines if _RAISED.match(line)]
-    return (raised or lines or [type(error).__name__])[0 if not raised else -1]
+    raised = [line for line in lines if _RAISED.match(line) and not line.startswith(_WRAPPER)]
+    return raised[-1] if raised else (lines or [type(error).__name__])[0]
 
 
 def limit_worker_threads() -> None:

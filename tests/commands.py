@@ -40,8 +40,8 @@ class Cli:
         return Outcome(stopped.value.code, out, err)
 
 
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+@pytest.fixture(name="cli")
+def cli_fixture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     """The command line, in every module that imports this."""
     capsys.readouterr()
     return Cli(capsys, monkeypatch)

@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAP = ROOT / "tests" / "crash" / "trap"
 PATIENCE_S = 240.0  # a machine may be busy with other things; nothing here waits as long when all is well
 
+_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 _MAIN = "from raybert.cli import main; main()"
 
 
@@ -68,6 +69,11 @@ def tree_bytes(folder: Path) -> dict[str, bytes]:
         elif not any(path.iterdir()):
             found[f"{path.relative_to(folder).as_posix()}/"] = b""
     return found
+
+
+def left_in(folder: Path) -> list[str]:
+    """Names in a run's own folder: the manifest alone, when nobody writes."""
+    return sorted(path.name for path in (folder / "_raybert").iterdir())
 
 
 def parts(folder: Path) -> list[str]:
@@ -120,15 +126,22 @@ def family(folder: Path) -> dict[int, str]:
     return found
 
 
-def assert_no_family(folder: Path, *, within_s: float = 30.0) -> None:
+def at_work(folder: Path) -> dict[int, str]:
+    """The same without Ray's two agents: they outlive a killed driver by a minute, for which they try to report it."""
+    return {pid: title for pid, title in family(folder).items() if not title.startswith(_AGENTS)}
+
+
+def assert_no_family(folder: Path) -> None:
     """Everything that was started for that Ray ends by itself; what does not is killed, and the test fails."""
     try:
-        wait_for(lambda: not family(folder), f"the end of all processes of {folder}", within_s=within_s)
-    except AssertionError:
+        wait_for(lambda: not at_work(folder), f"the end of all workers of {folder}", within_s=30)
+        wait_for(lambda: not family(folder), f"the end of all agents of {folder}", within_s=120)
+    except AssertionError as error:
         left = family(folder)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
-        raise AssertionError(f"after {within_s:g} s these were still there: {left}") from None
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        raise AssertionError(f"{error}: {left}") from None
 
 
 class Cli:
@@ -171,6 +184,16 @@ class Cli:
         out, err = self.process.communicate(timeout=PATIENCE_S)
         return Finished(self.process.returncode, out, err)
 
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """The first true answer of ``condition``, while the command goes on."""
+
+        def asked() -> Any:
+            if (answer := condition()) or self.process.poll() is None:
+                return answer
+            raise AssertionError(f"it ended before {what}: {self.finish()}")
+
+        return wait_for(asked, what)
+
     def workers(self, word: str) -> list[int]:
         """Processes of Ray's workers that run ``word`` right now; Ray names a worker after what it runs."""
         return [pid for pid, title in family(self.folder).items() if title.startswith("ray::") and word in title]
@@ -180,6 +203,11 @@ def run_cli(*words: object, env: dict[str, str | None] | None = None) -> Finishe
     """One command line from start to end."""
     with Cli(*words, env=env) as cli:
         return cli.finish()
+
+
+def armed(**trap: Any) -> dict[str, str | None]:
+    """Variables that arm a run's workers, see `tests/crash/trap/sitecustomize.py`."""
+    return {"PYTHONPATH": f"{TRAP}{os.pathsep}{ROOT}", "RAYBERT_TRAP": json.dumps(trap)}
 
 
 def environment(folder: Path, changes: dict[str, str | None]) -> dict[str, str]:

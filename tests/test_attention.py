@@ -70,7 +70,9 @@ def test_attention_leaves_its_input_alone() -> None:
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=30), st.sampled_from([np.int32, np.int64]))
 def test_layout_says_where_every_token_lies(lengths: list[int], dtype: type[np.integer[Any]]) -> None:
     layout = layout_of(np.array(lengths, dtype), CPU)
-    covered = [(group.length, group.begin + group.length * row) for group in layout.groups for row in range(group.count)]
+    covered = [
+        (group.length, group.begin + group.length * row) for group in layout.groups for row in range(group.count)
+    ]
     begins = np.cumsum([0, *lengths])[:-1].tolist()
     assert covered == list(zip(lengths, begins, strict=True))
     assert layout.positions_T.tolist() == [position for length in lengths for position in range(length)]

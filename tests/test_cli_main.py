@@ -17,8 +17,8 @@ import typer.main
 from raybert.cli.app import app
 from raybert.data.store import Store
 from raybert.version import VERSION
+from tests.commands import Cli, assert_one_line, cli_fixture, python, raybert_command  # noqa: F401
 from tests.test_data_verify import whole_run
-from tests.commands import Cli, assert_one_line, cli, python, raybert_command  # noqa: F401  a fixture
 from tests.vectors import one_thread_a_module  # noqa: F401  a fixture
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import pytest
 
 import raybert
 from raybert.cli import app as commands
-from tests.commands import Cli, Outcome, assert_one_line, cli  # noqa: F401  a fixture
+from tests.commands import Cli, Outcome, assert_one_line, cli_fixture  # noqa: F401
 from tests.tiny import write_tiny_checkpoint
 from tests.vectors import assert_same, one_thread_a_module  # noqa: F401  a fixture
 
@@ -78,9 +78,7 @@ def test_more_lines_than_go_at_once(cli: Cli, tiny: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("row", [0, 4, 7])
-def test_a_line_that_is_not_utf8_is_named(
-    cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch, row: int
-) -> None:
+def test_a_line_that_is_not_utf8_is_named(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch, row: int) -> None:
     monkeypatch.setattr(commands, "_LINES_AT_ONCE", 3)
     lines = [b"fine"] * 9
     lines[row] = b"fine\xff"

@@ -35,12 +35,29 @@ def test_sizes(text: str) -> None:
     assert words.size("split-bytes", text) == SIZES[text]
 
 
-NO_SIZES = ["", "MiB", "x", "-1", "0", "0.0", "0.4", "0MiB", "1.2.3", "1e6", "1,000", "3TB", "nan", "inf", "9" * 400, "1 2"]
+NO_SIZES = [
+    "",
+    "MiB",
+    "x",
+    "-1",
+    "0",
+    "0.0",
+    "0.4",
+    "0MiB",
+    "1.2.3",
+    "1e6",
+    "1,000",
+    "3TB",
+    "nan",
+    "inf",
+    "9" * 400,
+    "1 2",
+]
 
 
 @pytest.mark.parametrize("text", NO_SIZES)
 def test_no_sizes(text: str) -> None:
-    with pytest.raises(SettingsError, match="split-bytes .*: takes a size such as 32MiB, 500kB or 1000000"):
+    with pytest.raises(SettingsError, match=r"split-bytes .*: takes a size such as 32MiB, 500kB or 1000000"):
         words.size("split-bytes", text)
 
 

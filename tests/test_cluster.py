@@ -161,6 +161,7 @@ def test_our_own_error_is_found_inside_of_rays():
         ("one line", "one line"),
         ("", "ValueError"),
         ("Traceback\n  File x\nKeyError: 'a'\n  more\nray.exceptions.Foo: no\nValueError: b\n", "ValueError: b"),
+        ("ValueError: b\n\nThe above ...\nray.exceptions.UserCodeException: UDF failed\nTo change\n", "ValueError: b"),
         ("\n first \nsecond", "first"),
     ],
 )

@@ -119,7 +119,7 @@ def test_one_of() -> None:
     assert one_of("dtype", "float32", ("auto", "float32")) == "float32"
     with pytest.raises(SettingsError, match="dtype: 'float23' is none of auto, float32; did you mean 'float32'\\?"):
         one_of("dtype", "float23", ("auto", "float32"))
-    with pytest.raises(SettingsError, match="dtype: None is none of auto, float32$"):
+    with pytest.raises(SettingsError, match=r"dtype: None is none of auto, float32$"):
         one_of("dtype", None, ("auto", "float32"))  # type: ignore[arg-type]
 
 

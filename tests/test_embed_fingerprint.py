@@ -71,12 +71,10 @@ def as_shards(folder: Path) -> None:
 
 def under_old_names(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
-    renamed = {}
-    for name, tensor in tensors.items():
-        for new, before in old.items():
-            name = name.replace(new, before)
-        renamed[f"bert.{name}"] = tensor
+    renamed = {
+        "bert." + name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): tensor
+        for name, tensor in tensors.items()
+    }
     save_file(renamed, folder / "model.safetensors")
 
 
@@ -159,9 +157,9 @@ def test_every_bit_of_a_weight_changes_it(source: Path, copied: Path) -> None:
         for name, entry in json.loads(original[8 : 8 + header]).items()
         if name.startswith(("embeddings", "encoder"))
     }
-    for name in offsets:
+    for offset in offsets.values():
         damaged = bytearray(original)
-        damaged[8 + header + offsets[name]] ^= 1
+        damaged[8 + header + offset] ^= 1
         weights.write_bytes(damaged)
         found.add(fingerprint(copied))
     assert len(found) == 1 + len(offsets)

@@ -273,7 +273,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_bfloat16_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "_native_bfloat16", lambda device: False)
     assert choose_settings(device="cpu").dtype == "float32"
-    with pytest.raises(DeviceError, match="bfloat16.*no native"):
+    with pytest.raises(DeviceError, match=r"bfloat16.*no native"):
         choose_settings(device="cpu", dtype="bfloat16")
     with pytest.raises(DeviceError, match="bfloat16: not native"):
         settings_of(dtype="bfloat16").check()

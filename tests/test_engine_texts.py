@@ -161,18 +161,18 @@ def test_generated_texts_with_surrogates_are_answered_or_refused(embed: Predicto
 
 def test_a_tokenizer_of_another_model_is_refused_when_loading(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path, config={"vocab_size": 100})
-    with pytest.raises(CheckpointError, match="config.json's vocab_size is 100; the two belong to different models"):
+    with pytest.raises(CheckpointError, match=r"config.json's vocab_size is 100; the two belong to different models"):
         raybert.load(str(folder), "embed")
 
 
 def test_a_missing_tokenizer_is_told_when_loading(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path)
     (folder / "vocab.txt").unlink()
-    with pytest.raises(CheckpointError, match="tokenizer|vocab"):
+    with pytest.raises(CheckpointError, match=r"tokenizer|vocab"):
         raybert.load(str(folder), "embed")
 
 
 @pytest.mark.parametrize("prompt", ["\ud800", 5, True], ids=ascii)
 def test_prompts_that_are_no_text_are_refused(tiny: Path, prompt: Any) -> None:
-    with pytest.raises(SettingsError, match="embed: prompt .*; pass a text"):
+    with pytest.raises(SettingsError, match=r"embed: prompt .*; pass a text"):
         raybert.load(str(tiny), "embed", prompt=prompt)

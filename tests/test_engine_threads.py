@@ -127,14 +127,14 @@ def test_a_deleted_predictor_leaves_no_thread(tiny: Path) -> None:
 
 def test_a_failed_load_leaves_no_thread(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path, sentence={"include_prompt": False})
-    with pytest.raises(SettingsError, match="prompt's .* tokens leave no room in max_length 5"):
+    with pytest.raises(SettingsError, match=r"prompt's .* tokens leave no room in max_length 5"):
         raybert.load(str(folder), "embed", prompt="word " * 200, max_length=5)
     assert not our_threads()
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
 def test_numbers_of_threads_that_cannot_be(tiny: Path, threads: object) -> None:
-    with pytest.raises(SettingsError, match="threads .*: takes a whole number from 1"):
+    with pytest.raises(SettingsError, match=r"threads .*: takes a whole number from 1"):
         raybert.load(str(tiny), "embed", threads=threads)  # type: ignore[arg-type]
 
 
@@ -165,12 +165,16 @@ def test_an_error_of_a_row_ends_the_encoder_and_passes(predictor: Predictor, mon
 def test_ctrl_c_passes_and_the_predictor_answers_on(predictor: Predictor) -> None:
     expected = predictor(TEXTS)
     many = TEXTS * 200
+
+    def answer_on() -> None:
+        while True:
+            predictor(many)
+
     for _ in range(3):
         timer = threading.Timer(0.3, _thread.interrupt_main)
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                predictor(many)
+            answer_on()
         timer.join()
         # Nothing goes on computing for a caller that left.
         assert predictor._trunk._streams._work_queue.empty()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raybert.data.verify import verify
-from tests.jobs import ROOT, TRAP, Cli, Finished, assert_same_tree, parts, run_cli, tree_bytes, wait_for, write_lines
+from raybert.data.part import content_digest, read_receipt
+from raybert.data.store import Store
+from tests.jobs import Cli, Finished, armed, family, left_in, parts, run_cli, tree_bytes, write_lines
 from tests.tiny import write_json, write_tiny_checkpoint
 
 
@@ -69,7 +69,7 @@ def missing_column(place):
 
 
 def missing_kept_column(place):
-    return place.run("--keep", "text,m"), "no column 'm' in the first 3 rows"
+    return place.run("--keep", "text,m"), "column 'm' is not in the first 3 rows"
 
 
 def missing_parquet_column(place):
@@ -88,7 +88,7 @@ def parquet_column_of_integers(place):
 
 def no_rows(place):
     write_lines(place.input / "a.jsonl", [])
-    return place.run(), "without a row"
+    return place.run(), "no rows in any of 1 jsonl files"
 
 
 def no_files(place):
@@ -108,7 +108,8 @@ def damaged_parquet(place):
 
 
 def output_below_a_file(place):
-    return place.run(output=place.input / "a.jsonl" / "x"), "a.jsonl/x"
+    (place.folder / "file").write_text("mine")
+    return place.run(output=place.folder / "file" / "below" / "it"), "file/below/it"
 
 
 def output_is_a_file(place):
@@ -249,19 +250,108 @@ def assert_one_line(finished: Finished, code: int, word: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_of_the_arguments_is_one_line_and_exit_2(place, fault):
-    before = tree_bytes(place.input)
     finished, word = fault(place)
     assert_one_line(finished, 2, word)
     assert not place.output.exists()
-    if "input" not in fault.__name__:
-        before = tree_bytes(place.input)
-    assert tree_bytes(place.input) == before
+    assert not (place.input / "out").exists()
+    assert not (place.input / "_raybert").exists()
 
 
 @pytest.mark.parametrize("fault", [output_below_a_file, output_is_a_file], ids=lambda fault: fault.__name__)
 def test_an_output_that_cannot_be_written_is_one_line_and_exit_1(place, fault):
     finished, word = fault(place)
     assert_one_line(finished, 1, word)
-    assert not place.output.exists()
+    assert (place.folder / "file").read_text() == "mine"
 
 
+@pytest.fixture(scope="module")
+def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A finished run over the three rows, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_lines(folder / "in" / "a.jsonl", [{"text": f"text {at}", "n": at} for at in range(3)])
+    place = Place(folder, tiny)
+    done = place.run("--dtype", "float32")
+    assert (done.code, done.errors) == (0, [])
+    assert done.out.startswith(f"{place.output}: 3 rows, 0 quarantined, 1 parts, ")
+    return place
+
+
+def test_a_second_start_of_a_finished_run_is_quick_and_changes_nothing(finished):
+    before = tree_bytes(finished.output)
+    with Cli("run", "embed", "--model", finished.model, "--input", finished.input, "--output", finished.output) as cli:
+        while cli.process.poll() is None:
+            assert len(family(cli.folder)) <= 1  # itself: no Ray beside it
+        done = cli.finish()
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"{finished.output}: complete already, 3 rows; nothing to do\n"
+    assert tree_bytes(finished.output) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["--model", "other"], "head embed: fingerprint: "),
+        (["--pooling", "cls"], "head embed: pooling: this output was made with mean, not cls"),
+        (["--split-rows", "9"], "split-rows: this output was made with 16384, not 9"),
+        (["--keep", "n"], "keep: "),
+        (["--dtype", "bfloat16"], "dtype: this output was made with float32, not bfloat16"),
+        (["--vector-type", "float16"], "vector-type: "),
+        (["--limit", "2"], "limit: this output was made with none, not 2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_another_run_into_the_same_output_is_refused(finished, tmp_path, words, word):
+    other = write_tiny_checkpoint(tmp_path / "other", seed=9)
+    before = tree_bytes(finished.output)
+    done = finished.run(*(str(other) if each == "other" else each for each in words))
+    assert_one_line(done, 2, word)
+    assert "--overwrite" in done.err
+    assert tree_bytes(finished.output) == before
+
+
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[Path | None]:
+    """A file system in memory of so many bytes; None where this process may not mount one."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "raybert-test", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_what_is_committed_stays(place):
+    rows = [{"text": f"text {at}", "pad": random.Random(at).randbytes(1500).hex()} for at in range(1000)]
+    write_lines(place.input / "a.jsonl", rows)
+    words = ("run", "embed", "--model", place.model, "--input", place.input, "--keep", "pad", "--split-rows", 50)
+    with small_disk(place.folder / "disk", "size=1m") as disk:
+        output = (disk or place.folder) / "out"
+        done = run_cli(*words, "--output", output, env={} if disk else armed(full_after=5))
+        assert_one_line(done, 1, "no room for ")
+        assert f"error: {output}/" in done.err
+        assert left_in(output) == ["manifest.json"]
+        committed = parts(output)
+        assert 1 <= len(committed) < 20
+        for name in committed:
+            assert read_receipt(Store(output), name).rows_in == 50
+            assert content_digest(Store(output), name) == read_receipt(Store(output), name).content_sha256
+
+
+def test_a_read_only_disk_is_told_before_anything_is_started(place):
+    with small_disk(place.folder / "disk", "ro,size=1m") as disk:
+        if disk is None:
+            pytest.skip("mounting needs root")
+        done = place.run(output=disk / "out")
+        assert_one_line(done, 1, f"error: {disk}/out: read-only file system; choose another --output")
+        assert list(disk.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_an_error_that_raybert_does_not_know_is_one_line_too(place):
+    env = armed(fail=["encode", "a.jsonl", 0])
+    done = run_cli("run", "embed", "--model", place.model, "--input", place.input, "--output", place.output, env=env)
+    assert_one_line(done, 1, "ValueError: the trap")
+    assert left_in(place.output) == ["manifest.json"]

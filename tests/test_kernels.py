@@ -120,7 +120,7 @@ def test_operators_that_are_absent_are_not_chosen(monkeypatch: pytest.MonkeyPatc
         (Kernels(linear="torch", attention="varlen"), CPU, "varlen: needs a CUDA device"),
         (Kernels(linear="onednn", attention="groups"), CUDA, "onednn.*not to be had"),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_kernels_that_are_not_to_be_had_are_refused(chosen: Kernels, device: torch.device, message: str) -> None:
     with pytest.raises(DeviceError, match=message):

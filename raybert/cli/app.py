@@ -56,9 +56,7 @@ def _root(
 @app.command()
 def predict(
     task: Annotated[str, typer.Argument(help="embed, or another task.", metavar="TASK")],
-    texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")
-    ] = None,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")] = None,
     *,
     model: Model = None,
     revision: Revision = None,

@@ -125,6 +125,7 @@ def run(
                 with DriverLock(plan.store):
                     _tidy(plan, stale)
             return report
+    plan.store.check_writable()
     with ExitStack() as held:
         lock = DriverLock(plan.store)
         if plan.manifest is not None:  # else nothing is written before a worker has loaded every head

@@ -163,6 +163,9 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
     footers, columns, settings = _settle_settings(options, inputs, manifest)
     unique_names(specs)
     program = open_program(specs)
+    if manifest is None:  # else their digests are those that ran before
+        for task in program.tasks.values():
+            task.tokenizer()
     schema = _output_schema(specs, program, columns, settings["vector_type"])
     diff = manifests.merge_files(manifest.files if manifest else (), inputs.files)
     tasks = _plan_tasks(inputs, diff, footers, settings)

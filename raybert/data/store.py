@@ -79,8 +79,19 @@ class Store:
                 return
             _make_folder(folder / TEMPORARIES)
             for each in (folder, folder / "_raybert"):  # not the temporaries: another driver may sweep them
-                if not os.access(each, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(each))
+                _check_writable(each)
+
+    def check_writable(self) -> None:
+        """Refuse a folder of which the disk says already that it can't be written to; nothing is created.
+
+        Raises:
+            OutputError: naming the folder.
+        """
+        if (folder := self.folder) is not None:
+            while not folder.exists():
+                folder = folder.parent
+            with self.blame(""):
+                _check_writable(folder)
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Commit ``data`` under ``name``: all of it durably, or nothing; an older file is replaced.
@@ -254,6 +265,12 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for each in reversed(missing):
         _sync_folder(each.parent)
+
+
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(folder).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(number, os.strerror(number), str(folder))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@
 - ``{"commit_s": 0.2}``: a write worker takes that long between a part's bytes on disk and its final name.
 - ``{"kill": ["encode", "b.jsonl", 20]}``: the stage kills its own worker when it meets the split of that file and row;
   the stages are read, encode, compute, write.
+- ``{"fail": ["encode", "b.jsonl", 20]}``: the stage raises there what raybert raises nowhere.
 - ``{"full_after": 3}``: a write worker's disk is full after so many commits of it.
 """
 
@@ -53,33 +54,39 @@ class _Armed(Loader):
 
 def _arm(stages: Any, trap: dict[str, Any]) -> None:
     """Wrap the stages; ``raybert.data.pipeline`` takes them from this module afterwards."""
-    stage, path, begin = trap.get("kill", (None, None, None))
+    stages.write_stage = _with_disk(stages.write_stage, trap)
+    stage, path, begin = trap.get("kill") or trap.get("fail") or (None, None, None)
 
-    def die_of(note: dict[str, Any]) -> None:
+    def spring(row: Any) -> None:
+        note, _ = stages.from_row(row)
         if note["file"]["path"] == path and note["begin"] == begin:
+            if "fail" in trap:
+                raise ValueError("the trap\nwas sprung")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def mortal(work: Callable[..., Any], row_at: int) -> Callable[..., Any]:
-        def guarded(*args: Any) -> Any:
-            die_of(stages.from_row(args[row_at])[0])
-            return work(*args)
+    if stage == "read":
+        stages.read_stage = _on_the_way_out(stages.read_stage, spring)
+    elif stage == "compute":
+        stages.ModelStage.__call__ = _on_the_way_in(stages.ModelStage.__call__, spring)
+    elif stage is not None:
+        setattr(stages, f"{stage}_stage", _on_the_way_in(getattr(stages, f"{stage}_stage"), spring))
 
-        return guarded
 
-    read = stages.read_stage
+def _on_the_way_in(work: Callable[..., Any], spring: Callable[[Any], None]) -> Callable[..., Any]:
+    def trapped(*args: Any) -> Any:
+        spring(next(arg for arg in args if hasattr(arg, "num_rows")))
+        return work(*args)
 
-    def read_stage(task: Any, job: Any) -> Iterator[Any]:
-        for row in read(task, job):
-            die_of(stages.from_row(row)[0])
+    return trapped
+
+
+def _on_the_way_out(read: Callable[..., Iterator[Any]], spring: Callable[[Any], None]) -> Callable[..., Any]:
+    def trapped(*args: Any) -> Iterator[Any]:
+        for row in read(*args):
+            spring(row)
             yield row
 
-    if stage == "read":
-        stages.read_stage = read_stage
-    elif stage == "compute":
-        stages.ModelStage.__call__ = mortal(stages.ModelStage.__call__, 1)
-    elif stage is not None:
-        setattr(stages, f"{stage}_stage", mortal(getattr(stages, f"{stage}_stage"), 0))
-    stages.write_stage = _with_disk(stages.write_stage, trap)
+    return trapped
 
 
 def _with_disk(write: Callable[..., Any], trap: dict[str, Any]) -> Callable[..., Any]:
