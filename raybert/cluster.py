@@ -24,6 +24,7 @@ READ_CPUS, ENCODE_CPUS, WRITE_CPUS = 0.1, 0.2, 0.15
 _STAGES_CPUS = 0.5  # left to the three of them together, for each eight CPUs
 _CPUS_PER_STAGE = 8
 _STREAMS_PER_ACTOR = 8
+_IDLE_WORKERS = 8  # that Ray may keep beside one for each CPU
 _KNOCK_S = 10.0
 _WRAPPER = "ray.exceptions.UserCodeException: "  # stands below what a stage raised, and says nothing about it
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ")
@@ -45,6 +46,13 @@ def connected(address: str | None = None) -> Iterator[None]:
     # Ray Data gives its actors' arguments through the object store, and Ray's core logs an ERROR about that at every
     # pool (ray#53727), which would stand in every user's terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # What Ray publishes about workers that died, it would print to stdout, where results go.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # Ray Data holds a stage back only when half of its share of the object store is full. On 2 GB of input the reader
+    # ran 1 GB ahead, and every worker kept the pages that it had touched; from 0 on, `data_context`'s ratio decides.
+    os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
+    # A private Ray ends idle workers beyond the number of CPUs after a second: on two, every split got a new writer.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + _IDLE_WORKERS))
     import ray
 
     if ray.is_initialized():
@@ -64,6 +72,9 @@ def connected(address: str | None = None) -> Iterator[None]:
     except Exception as error:
         remedy = "is it running, and is RAY_AUTH_MODE=token exported where it asks for tokens?"
         raise RunFailed(f"Ray at {where!r}: {first_line(error)}; {remedy}") from error
+    except BaseException:
+        ray.shutdown()
+        raise
     try:
         yield
     finally:

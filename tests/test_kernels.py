@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -90,6 +92,12 @@ def test_what_is_chosen_on_this_machine_runs_on_it(dtype: torch.dtype) -> None:
     chosen = choose_kernels(CPU, dtype)
     assert chosen.attention == "groups"
     check_kernels(chosen, CPU, dtype)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="oneDNN's blocked layouts are x86's")
+def test_onednn_is_there_where_torch_is_built_with_it() -> None:
+    # Else every test of it above would be left out in silence, and the packed form slow.
+    assert torch.backends.mkldnn.is_available() == onednn_works(torch.float32)
 
 
 def test_linears_that_disagree_are_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,14 @@ def test_other_commands_are_there(page: str) -> None:
             assert words[words.index("-m") + 1] in ("slow", "soak")
 
 
+def test_every_soak_test_has_its_command() -> None:
+    soaks = {
+        name for name in tracked("tests") if "mark.soak" in (ROOT / name).read_text(encoding="utf-8", errors="ignore")
+    }
+    named = {word for words in commands(CONTRIBUTING) if "soak" in words for word in words if word.startswith("tests/")}
+    assert soaks - {"tests/test_repo.py"} == named
+
+
 def test_benchmarks_that_are_named_run() -> None:
     named = set(re.findall(r"python jobs/bench\.py (\w+)", README + CONTRIBUTING))
     assert {"engine", "job"} <= named

@@ -117,6 +117,8 @@ def data_context() -> Iterator[None]:
     ours = {
         # One row a block: a split is never held back until others fill a block, nor tied to their fate.
         "target_max_block_size": 1,
+        # A stage waits when as much lies before the next one as that works on: memory is a few splits a worker.
+        "downstream_capacity_backpressure_ratio": 1.0,
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         # A split may take its time; a job that is stuck shows it in its progress.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from tests.crash.conftest import Clean
 from tests.jobs import Cli, armed, assert_same_tree, at_work, left_in, parts, run_cli, wait_for
 
 
-def has_temporary(output: Path) -> bool:
+def is_writing(output: Path, committed: int) -> bool:
+    """At least so many parts are committed, and the next one is on its way."""
     folder = output / "_raybert" / "tmp"
-    return folder.is_dir() and any(folder.iterdir())
+    return len(parts(output)) >= committed and folder.is_dir() and any(folder.iterdir())
 
 
 def assert_valid(output: Path) -> None:
@@ -42,7 +44,7 @@ def test_ctrl_c_and_sigterm_leave_a_folder_that_goes_on(clean: Clean, tmp_path: 
     for interrupt in (press_ctrl_c, terminate):
         before = len(parts(output))
         with Cli(*clean.words(output), env=armed(commit_s=0.5)) as cli:
-            cli.until(lambda: len(parts(output)) > before and has_temporary(output), "a part and a temporary")
+            cli.until(partial(is_writing, output, before + 1), "a new part and a temporary")
             interrupt(cli.process.pid)
             done = cli.finish()
         assert done.code == 130, done
