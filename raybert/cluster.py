@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from raybert.errors import DeviceError, RaybertError, RunFailed, SettingsError
@@ -61,7 +62,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     where = address or os.environ.get("RAY_ADDRESS") or "local"
     try:
         _knock(where)
-        with _silent_stderr(), _own_sigterm():
+        with _silent_stderr(), _undisturbed():
             # A bare ray.init() would join whatever cluster runs on this machine.
             ray.init(
                 address=where,
@@ -103,19 +104,34 @@ def _silent_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the caller's answer to SIGTERM: ray.init puts its own in place, which ends the process with a traceback."""
-    before = signal.getsignal(signal.SIGTERM)
-    if not callable(before) or threading.current_thread() is not threading.main_thread():
+def _undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait while Ray starts: inside of ray.init it leaves a core that crashes when the process ends.
+
+    A second Ctrl-C does not wait. SIGTERM can't be made to, since ray.init puts its own answer in place: there the
+    process dies of it. Afterwards the caller's own answer holds again.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread() or not all(map(callable, before.values())):
         yield
         return
+    came: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    signal.signal(signal.SIGINT, remember)
     try:
         yield
-    except SystemExit:  # Ray's answer to one that came meanwhile
-        before(signal.SIGTERM, None)
-        raise
+    except SystemExit:  # Ray's answer to SIGTERM
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGTERM)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -219,6 +220,35 @@ def test_a_reader_that_leaves_is_no_error(tiny: Path, words: list[str]) -> None:
         code = process.wait(60)
     assert err == b""
     assert code == 0
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_before_the_last_line_is_no_error(unbuffered: str) -> None:
+    # `raybert run` writes one line at its end, which a pipe holds back until then.
+    code = """
+import sys
+import raybert.cli.batch
+from raybert.cli import main
+raybert.cli.batch.run_and_show = lambda *_, **__: sys.stdout.write("out: 3 rows\\n")
+sys.stdin.read()
+main(["run", "embed", "--model", "m", "--input", "in", "--output", "out"])
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stdin.close()
+        err = process.stderr.read()
+        code_of_exit = process.wait(60)
+    assert err == b""
+    assert code_of_exit == 0
 
 
 def test_a_closed_stdout_is_told() -> None:

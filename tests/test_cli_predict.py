@@ -95,6 +95,14 @@ def test_an_argument_that_is_not_utf8_is_named(cli: Cli, tiny: Path) -> None:
     assert "row 1: character 3 is U+DCFF" in outcome.err
 
 
+def test_rows_are_counted_over_all_chunks(cli: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_LINES_AT_ONCE", 3)
+    outcome = cli("predict", "embed", "--model", str(tiny), *["fine"] * 7, "bad\udcff")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: row 7: character 3 is U+DCFF")
+    assert len(outcome.out.splitlines()) == 6
+
+
 OPTIONS: list[tuple[list[str], dict[str, object]]] = [
     (["--prompt", "own: "], {"prompt": "own: "}),
     (["--prompt", "12"], {"prompt": "12"}),

@@ -22,6 +22,7 @@ from raybert.config import HeadSpec
 from raybert.engine import EngineSettings, Trunk, choose_settings, gather, library_versions
 from raybert.errors import DeviceError, SettingsError
 from raybert.model.loading import load_trunk
+from raybert.model.packed import Encoder, TokenBatch
 from raybert.predict import Predictor
 from raybert.tasks import make_task
 from raybert.text.encoding import Windows
@@ -155,7 +156,7 @@ def test_a_call_of_more_than_one_real_chunk(tiny: Path) -> None:
 def test_bits_do_not_depend_on_the_number_of_streams(model: Path, linear: str) -> None:
     settings = settings_of()
     kernels = dataclasses.replace(settings.kernels, linear=linear)
-    settings = dataclasses.replace(settings, kernels=kernels, budget=500)
+    settings = dataclasses.replace(settings, kernels=kernels, budget=200)
     try:
         settings.check()
     except DeviceError:
@@ -181,6 +182,42 @@ def test_bits_of_the_real_model_do_not_depend_on_the_number_of_streams(demo_text
         trunk.close()
     assert np.array_equal(answers[0], answers[1])
     assert np.array_equal(answers[0], answers[2])
+
+
+class RecordingEncoder:
+    """The real encoder, its batches kept."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.device, self.dtype = encoder, encoder.device, encoder.dtype
+        self.batches: list[tuple[int, ...]] = []
+
+    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+        self.batches.append(tuple(batch.ids_T.tolist()))
+        return self.encoder(batch)
+
+
+def batches_of(trunk: Trunk, windows: Windows, *, spread: bool) -> list[tuple[int, ...]]:
+    encoder = RecordingEncoder(trunk._encoder)
+    trunk._encoder = encoder
+    trunk.run(windows, ["embed"], spread=spread)
+    trunk.close()
+    return sorted(encoder.batches)
+
+
+def test_batches_depend_on_the_number_of_streams_only_where_asked(tiny: Path) -> None:
+    # The bits above might be equal by chance; equal batches make them so (law 7).
+    task = make_task(HeadSpec(name="embed", task="embed", model=str(tiny)))
+    windows = task.encode(mixed_texts(TEXTS))
+    settings = settings_of(budget=300)
+    found = [batches_of(Trunk({"embed": task}, settings, threads=n), windows, spread=False) for n in (1, 2, 3)]
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) > 3
+    assert all(len(ids) <= 300 for ids in found[0])
+    large = settings_of(budget=10**6)
+    for threads in (1, 2, 3):
+        assert len(batches_of(Trunk({"embed": task}, large, threads=threads), windows, spread=False)) == 1
+        spread = batches_of(Trunk({"embed": task}, large, threads=threads), windows, spread=True)
+        assert len(spread) == threads, "a small call is divided over all streams"
 
 
 def test_heads_of_one_trunk_share_it(tiny: Path) -> None:

@@ -14,7 +14,7 @@ import raybert.data
 from raybert.cluster import share_out
 from raybert.config import HeadSpec
 from raybert.data.files import InputRoot
-from raybert.data.pipeline import MOST_DEATHS, Tries, build
+from raybert.data.pipeline import MOST_DEATHS, Tries, build, start_tries
 from raybert.data.read import ReadSpec
 from raybert.data.splits import InputFile, stream_task
 from raybert.data.stages import Job
@@ -134,7 +134,7 @@ def test_the_optimised_plan_keeps_the_four_stages_apart(capsys, tmp_path, nodes,
         vector_type="float32",
     )
     tasks = [stream_task(InputFile(number=at, path=f"{at}.jsonl", size=1, version="")) for at in range(3)]
-    build(tasks, job, share_out(nodes, **asked)).explain()
+    build(tasks, job, share_out(nodes, **asked), start_tries()).explain()
     optimised = capsys.readouterr().out.rpartition("Physical Plan (Optimized)")[2]
     stages = [line.strip(" +-") for line in optimised.splitlines() if "Operator[" in line]
     assert stages == [
@@ -152,3 +152,5 @@ def test_tries_are_counted_until_one_ends():
     tries.end("b")
     tries.end("b")
     assert [tries.begin("b") for _ in range(MOST_DEATHS + 1)] == [True] * MOST_DEATHS + [False]
+    tries.give_up("a", "a is given up")
+    assert tries.given_up() == ["a is given up"]

@@ -106,6 +106,16 @@ class DriverLock:
             place = self._store.place(NAME)
             raise RunFailed(f"{place}: this run lost its output to {self._lost_to}; what it committed stays")
 
+    def check_free(self) -> None:
+        """Refuse early, before anything is started; entering decides.
+
+        Raises:
+            SettingsError: another driver is alive, or may be.
+        """
+        found = _read(self._store)
+        if found is not None:
+            self._is_over(found)
+
     def __enter__(self) -> DriverLock:
         self._store.make_ready()
         try:

@@ -14,7 +14,7 @@ from raybert.data import manifest as manifests
 from raybert.data.driver import DriverLock
 from raybert.data.manifest import Manifest
 from raybert.data.part import QUARANTINE, quarantine_name
-from raybert.data.pipeline import build, data_context, notes
+from raybert.data.pipeline import build, data_context, notes, start_tries
 from raybert.data.plan import Options, Plan, make_plan, progress_of, work_left
 from raybert.data.splits import ReadTask
 from raybert.data.stages import Job, Note, load_check
@@ -126,25 +126,23 @@ def run(
                     _tidy(plan, stale)
             return report
     plan.store.check_writable()
-    with ExitStack() as held:
-        lock = DriverLock(plan.store)
-        if plan.manifest is not None:  # else nothing is written before a worker has loaded every head
-            held.enter_context(lock)
-        with connected(address):
-            shares = share_out(
-                alive_nodes(),
-                device=(options.get("device") or "auto") if plan.manifest is None else plan.manifest.engine["device"],
-                actors=(actors, actors) if isinstance(actors, int) else actors,
-                cpus_per_actor=cpus_per_actor,
-                gpus_per_actor=gpus_per_actor,
-            )
-            engine = _engine(plan, options, shares)
-            if plan.manifest is None:
-                held.enter_context(lock)
-            manifest = _begin(plan, engine, overwrite=bool(options.get("overwrite")))
-            left, stale = _left(plan, manifest, report)
-            _delete_stale(plan, stale)
-            _flow(plan, manifest, left, shares=shares, report=report, lock=lock, on_progress=on_progress or _nothing)
+    lock = DriverLock(plan.store)
+    lock.check_free()
+    # The lock ends after Ray: when temporaries are swept, nobody writes any more.
+    with ExitStack() as held, connected(address):
+        shares = share_out(
+            alive_nodes(),
+            device=(options.get("device") or "auto") if plan.manifest is None else plan.manifest.engine["device"],
+            actors=(actors, actors) if isinstance(actors, int) else actors,
+            cpus_per_actor=cpus_per_actor,
+            gpus_per_actor=gpus_per_actor,
+        )
+        engine = _engine(plan, options, shares)
+        held.enter_context(lock)
+        manifest = _begin(plan, engine, overwrite=bool(options.get("overwrite")))
+        left, stale = _left(plan, manifest, report)
+        _delete_stale(plan, stale)
+        _flow(plan, manifest, left, shares=shares, report=report, lock=lock, on_progress=on_progress or _nothing)
     return report
 
 
@@ -261,7 +259,8 @@ def _flow(
 
 def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Generator[Note]:
     if left:
-        yield from notes(build(left, job, shares))
+        tries = start_tries()
+        yield from notes(build(left, job, shares, tries), tries)
 
 
 def _prove_complete(plan: Plan, manifest: Manifest, errors: Sequence[str]) -> list[str]:

@@ -31,6 +31,7 @@ class Tries:
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
+        self._given_up: dict[str, str] = {}
 
     def begin(self, key: str) -> bool:
         """Count a try; False when as many as `MOST_DEATHS` began before and none ended."""
@@ -41,20 +42,37 @@ class Tries:
         """The try ended, well or with an error: its worker lives."""
         self._open.pop(key, None)
 
+    def give_up(self, key: str, message: str) -> None:
+        """Remember what to tell of a split that is tried no more."""
+        self._given_up[key] = message
+
+    def given_up(self) -> list[str]:
+        """What there is to tell."""
+        return list(self._given_up.values())
+
+
+def start_tries() -> Any:
+    """`Tries` as an actor of the connected Ray."""
+    import ray
+
+    return ray.remote(num_cpus=0)(Tries).remote()
+
 
 def _key(stage: str, note: Note) -> str:
     return f"{stage}/{note['file']['number']}/{note['begin']}"
 
 
-def _given_up(stage: str, note: Note) -> pa.Table:
-    end = note.get("end", "")
-    return error_row(
-        note,
-        RunFailed(
-            f"{note['file']['path']} rows {note['begin']}-{end}: {MOST_DEATHS} workers died while they tried to "
-            f"{stage} it; given up for this run, the next one tries again"
-        ),
+def _given_up(stage: str, note: Note, tries: Any) -> pa.Table:
+    import ray
+
+    rows = f"rows {note['begin']} to {note['end']}" if "end" in note else f"row {note['begin']} on"
+    error = RunFailed(
+        f"{note['file']['path']}, {rows}: {MOST_DEATHS} workers died while they tried to {stage} it; "
+        "given up for this run, the next one tries again"
     )
+    # A reader may have handed on splits before it died: what it hands on now is not looked at then.
+    ray.get(tries.give_up.remote(_key(stage, note), str(error)))
+    return error_row(note, error)
 
 
 def _guarded(stage: str, row: pa.Table, tries: Any, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
@@ -66,7 +84,7 @@ def _guarded(stage: str, row: pa.Table, tries: Any, work: Callable[[pa.Table], p
         return row
     key = _key(stage, note)
     if not ray.get(tries.begin.remote(key)):
-        return _given_up(stage, note)
+        return _given_up(stage, note, tries)
     try:
         return work(row)
     finally:
@@ -80,7 +98,7 @@ def _read(block: pa.Table, job: Job, tries: Any) -> Iterator[pa.Table]:
     note: Note = {"file": {"number": task.file.number, "path": task.file.path}, "begin": task.begin}
     key = _key("read", note)
     if not ray.get(tries.begin.remote(key)):
-        yield _given_up("read", note)
+        yield _given_up("read", note, tries)
         return
     try:
         yield from read_stage(task, job)
@@ -140,12 +158,10 @@ def data_context() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def build(tasks: Sequence[ReadTask], job: Job, shares: Shares) -> Any:
+def build(tasks: Sequence[ReadTask], job: Job, shares: Shares, tries: Any) -> Any:
     """The lazy dataset: one row a read task in, one note a split out."""
-    import ray
     import ray.data
 
-    tries = ray.remote(num_cpus=0)(Tries).remote()
     pool = ray.data.TaskPoolStrategy
     arguments = {"fn_kwargs": {"job": job, "tries": tries}, "batch_size": 1, "batch_format": "pyarrow"}
     rows = [{"task": pickle.dumps(task)} for task in tasks]
@@ -164,8 +180,8 @@ def build(tasks: Sequence[ReadTask], job: Job, shares: Shares) -> Any:
     return dataset.map_batches(_write, num_cpus=WRITE_CPUS, compute=pool(size=shares.writers), **arguments)
 
 
-def notes(dataset: Any) -> Iterator[Note]:
-    """Run the dataset; the note of each split as soon as it is committed or given up.
+def notes(dataset: Any, tries: Any) -> Iterator[Note]:
+    """Run the dataset of `build`; the note of each split as soon as it is committed or given up.
 
     Raises:
         RaybertError: an error of ours that no stage could turn into a note (a model actor that can't start).
@@ -174,10 +190,16 @@ def notes(dataset: Any) -> Iterator[Note]:
 
     from raybert.cluster import cause_of, first_line
 
+    told = set()
     try:
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for number in range(block.num_rows):
-                yield from_row(block.slice(number, 1).combine_chunks())[0]
+                note, _ = from_row(block.slice(number, 1).combine_chunks())
+                told.add(note.get("error"))
+                yield note
+        for message in ray.get(tries.given_up.remote()):
+            if message not in told:
+                yield {"error": message, "kind": RunFailed.__name__}
     except RaybertError:
         raise
     except ray.exceptions.RayError as error:

@@ -19,7 +19,7 @@ def test_a_deadly_split_is_given_up_and_the_next_run_heals(clean: Clean, tmp_pat
     done = run_cli(*clean.words(output), env=armed(kill=[stage, "2.jsonl", 15]))
     assert (done.code, done.out) == (1, ""), done
     (line,) = done.errors
-    assert line.startswith(f"error: 2.jsonl rows 15-20: 3 workers died while they tried to {stage} it; "), line
+    assert line.startswith(f"error: 2.jsonl, rows 15 to 20: 3 workers died while they tried to {stage} it; "), line
     assert line.endswith("1 of 3 files are incomplete, what was committed stays: run the same command again"), line
     missing = set(clean.parts) - set(parts(output))
     assert [name[:24] for name in missing] == ["part-000002-000000000015"]
@@ -36,7 +36,7 @@ def test_a_file_that_kills_its_reader_is_given_up(clean: Clean, tmp_path: Path) 
     done = run_cli(*clean.words(output), env=armed(kill=["read", "0.jsonl", 15]))
     assert (done.code, done.out) == (1, ""), done
     (line,) = done.errors
-    assert line.startswith("error: 0.jsonl"), line
+    assert line.startswith("error: 0.jsonl, row 0 on: 3 workers died while they tried to read it; "), line
     assert "1 of 3 files are incomplete" in line
     missing = sorted(set(clean.parts) - set(parts(output)))
     assert "part-000000-000000000015" in [name[:24] for name in missing]
