@@ -167,6 +167,7 @@ import pyarrow.fs, pyarrow.json, pyarrow.csv
 import ray, ray.data
 torch.set_num_threads(3)
 torch.manual_seed(7)
+logging.root.handlers.clear()  # with one there, logging.basicConfig would do nothing
 before = state()
 for name in sys.argv[1:]:
     importlib.import_module(name)
