@@ -153,4 +153,4 @@ def test_the_last_line_of_a_run_that_had_nothing_to_do() -> None:
 def test_the_last_line_of_a_run_of_one_part() -> None:
     state = report(started=5.0)
     state.add(note(3, 30, 10.0))
-    assert summary(state) == "out: 3 rows, 0 quarantined, 1 parts, 30 tokens"
+    assert summary(state) == "out: 3 rows, 0 quarantined, 1 part, 30 tokens"

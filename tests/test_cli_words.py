@@ -192,3 +192,7 @@ def test_models_and_revisions() -> None:
 def test_a_head_without_a_model() -> None:
     with pytest.raises(SettingsError, match="no model; write embed=MODEL or pass --model"):
         words.head_specs(["embed"], model=None, short={})
+
+
+def test_counts_agree_with_their_nouns() -> None:
+    assert [words.counted(number, "part") for number in (0, 1, 2, 1000)] == ["0 parts", "1 part", "2 parts", "1,000 parts"]

@@ -272,7 +272,7 @@ def finished(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(folder, tiny)
     done = place.run("--dtype", "float32")
     assert (done.code, done.errors) == (0, [])
-    assert done.out.startswith(f"{place.output}: 3 rows, 0 quarantined, 1 parts, ")
+    assert done.out.startswith(f"{place.output}: 3 rows, 0 quarantined, 1 part, ")
     return place
 
 

@@ -191,8 +191,9 @@ def verify(
         sys.stderr.write(f"{problem}\n")
     tokens = ", ".join(f"{count:,} {name} tokens" for name, count in report.tokens.items())
     typer.echo(
-        f"{'ok' if report.ok else f'{len(report.problems)} problems'}: {report.files} files, {report.parts} parts, "
-        f"{report.rows_in:,} rows in = {report.ok_rows:,} ok + {report.quarantined:,} quarantined + "
+        f"{'ok' if report.ok else words.counted(len(report.problems), 'problem')}: "
+        f"{words.counted(report.files, 'file')}, {words.counted(report.parts, 'part')}, "
+        f"{words.counted(report.rows_in, 'row')} in = {report.ok_rows:,} ok + {report.quarantined:,} quarantined + "
         f"{report.filtered:,} filtered{', ' + tokens if tokens else ''}"
     )
     if not report.ok:

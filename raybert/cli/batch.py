@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from raybert.cli.progress import duration, watcher
+from raybert.cli.words import counted
 from raybert.config import HeadSpec
 from raybert.data.job import RunReport, run
 
@@ -35,10 +36,10 @@ def summary(report: RunReport) -> str:
         return f"{report.output}: complete already, {report.rows_before:,} rows; nothing to do"
     pace, tokens = report.tokens_per_second, sum(report.tokens.values())
     parts = [
-        f"{report.rows:,} rows",
+        counted(report.rows, "row"),
         f"{report.quarantined:,} quarantined",
-        f"{report.parts:,} parts",
-        f"{tokens:,} tokens",
+        counted(report.parts, "part"),
+        counted(tokens, "token"),
     ]
     if report.rows_before:
         parts.append(f"{report.rows_before:,} rows were there before")

@@ -34,6 +34,11 @@ def size(place: str, text: str) -> int:
     return value
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 part``, ``2 parts``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def actor_range(text: str) -> tuple[int, int]:
     """``4`` or ``1:8`` as least and most.
 
