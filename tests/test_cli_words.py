@@ -195,4 +195,5 @@ def test_a_head_without_a_model() -> None:
 
 
 def test_counts_agree_with_their_nouns() -> None:
-    assert [words.counted(number, "part") for number in (0, 1, 2, 1000)] == ["0 parts", "1 part", "2 parts", "1,000 parts"]
+    expected = {0: "0 parts", 1: "1 part", 2: "2 parts", 1000: "1,000 parts"}
+    assert {number: words.counted(number, "part") for number in expected} == expected
