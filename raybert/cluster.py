@@ -47,8 +47,6 @@ def connected(address: str | None = None) -> Iterator[None]:
     # Ray Data gives its actors' arguments through the object store, and Ray's core logs an ERROR about that at every
     # pool (ray#53727), which would stand in every user's terminal.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # What Ray publishes about workers that died, it would print to stdout, where results go.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     # Ray Data holds a stage back only when half of its share of the object store is full. On 2 GB of input the reader
     # ran 1 GB ahead, and every worker kept the pages that it had touched; from 0 on, `data_context`'s ratio decides.
     os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
@@ -110,10 +108,10 @@ def _undisturbed() -> Iterator[None]:
     A second Ctrl-C does not wait. SIGTERM can't be made to, since ray.init puts its own answer in place: there the
     process dies of it. Afterwards the caller's own answer holds again.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if threading.current_thread() is not threading.main_thread() or not all(map(callable, before.values())):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    on_interrupt, on_terminate = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     came: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:
@@ -121,15 +119,20 @@ def _undisturbed() -> Iterator[None]:
             raise KeyboardInterrupt
         came.append(number)
 
-    signal.signal(signal.SIGINT, remember)
+    if callable(on_interrupt):
+        signal.signal(signal.SIGINT, remember)
     try:
         yield
     except SystemExit:  # Ray's answer to SIGTERM
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGTERM)
+        if callable(on_terminate):
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if callable(on_interrupt):
+            signal.signal(signal.SIGINT, on_interrupt)
+        if callable(on_terminate):
+            signal.signal(signal.SIGTERM, on_terminate)
     if came:
         signal.raise_signal(signal.SIGINT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ def run_and_show(
     specs: Sequence[HeadSpec], options: Mapping[str, Any], *, input_uri: str, output: str, **resources: Any
 ) -> RunReport:
     """Run a job, show its progress on stderr and its summary on stdout."""
+    # What Ray tells about workers that died, it prints to stdout, where results go. Read when Ray is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     with _terminable(), watcher() as shown:
         try:
             report = run(specs, input=input_uri, output=output, on_progress=shown.update, **options, **resources)

@@ -157,7 +157,7 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
     _refuse_inside(store, inputs)
     manifest = None if options.overwrite else manifests.load(store)
     if manifest is None:
-        _refuse_strangers(store)
+        _refuse_strangers(store, overwrite=options.overwrite)
     else:
         _compare_settings(manifest, options, inputs)
     footers, columns, settings = _settle_settings(options, inputs, manifest)
@@ -208,7 +208,7 @@ def _refuse_inside(store: Store, inputs: Inputs) -> None:
         )
 
 
-def _refuse_strangers(store: Store) -> None:
+def _refuse_strangers(store: Store, *, overwrite: bool) -> None:
     """A folder without a manifest that holds files of others is not ours to write into."""
     ours = (f"{QUARANTINE}/", "_raybert/")
     strangers = [name for name in store.list() if not name.startswith(ours) and parse_part_name(name) is None]
@@ -217,7 +217,7 @@ def _refuse_strangers(store: Store) -> None:
             f"output {store.uri}: holds {len(strangers)} files that are not raybert's ({strangers[0]}); "
             "choose a new or empty folder"
         )
-    if store.list("part-") and not store.exists(manifests.NAME):
+    if not overwrite and store.list("part-"):
         raise SettingsError(
             f"output {store.uri}: holds parts but no {manifests.NAME}; restore it, or start anew with --overwrite"
         )
@@ -247,8 +247,11 @@ def _settle_settings(
     if manifest is not None:
         settings = {**manifest.settings, "input": inputs.root.uri}
         columns = InputSchema.from_json(settings["columns"])
-        names = (columns.text_column, *columns.keep.names)
-        return read_footers(inputs, names) if inputs.format == "parquet" else (), columns, settings
+        if inputs.format != "parquet":
+            return (), columns, settings
+        found = read_footers(inputs, (columns.text_column, *columns.keep.names))
+        decide_schema(inputs, columns.text_column, footers=found)  # files that came later need texts too
+        return found, columns, settings
     keep = () if options.keep is None else options.keep
     text_column = options.text_column or "text"
     footers: tuple[Footer, ...] = ()

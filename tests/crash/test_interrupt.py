@@ -63,8 +63,15 @@ def test_ctrl_c_and_sigterm_leave_a_folder_that_goes_on(clean: Clean, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("interrupt", [press_ctrl_c, terminate])
-@pytest.mark.parametrize("moment", ["gcs_server", "ray::IDLE", "ray::load_check"])
+@pytest.mark.parametrize(
+    ("interrupt", "moment"),
+    [
+        (press_ctrl_c, "gcs_server"),
+        (press_ctrl_c, "ray::IDLE"),
+        (press_ctrl_c, "ray::load_check"),
+        (terminate, "ray::IDLE"),
+    ],
+)
 def test_an_interrupt_while_ray_starts_leaves_nothing(clean: Clean, tmp_path: Path, interrupt, moment) -> None:
     """Ctrl-C waits until Ray is up; SIGTERM can't be made to and ends the process, which has written nothing yet."""
     output = tmp_path / "out"

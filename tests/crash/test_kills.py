@@ -26,8 +26,8 @@ _LOG = logging.getLogger(__name__)
 
 @pytest.fixture(scope="module")
 def many(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
-    """Three hundred splits: enough that some are missing at every one of thirty kills."""
-    return run_undisturbed(tmp_path_factory.mktemp("many"), tiny, files=3, rows=400, split_rows=4)
+    """162 splits: enough that some are missing at every one of thirty kills."""
+    return run_undisturbed(tmp_path_factory.mktemp("many"), tiny, files=3, rows=216, split_rows=4)
 
 
 def victim_of(cli: Cli, kind: str) -> int:
@@ -42,7 +42,7 @@ def victim_of(cli: Cli, kind: str) -> int:
 def kill(cli: Cli, kind: str, seed: int, output: Path, clean: Clean, begun: float) -> None:
     """Kill one process of that kind once some more parts are committed; the seed tells how many and how soon."""
     rng = random.Random(f"{seed} {kind}")
-    goal = len(parts(output)) + rng.randint(1, 4)
+    goal = len(parts(output)) + rng.randint(1, 3)
     cli.until(lambda: len(parts(output)) >= goal, f"{goal} parts")
     time.sleep(rng.uniform(0, 0.2))  # anywhere between two commits
     pid = victim_of(cli, kind)

@@ -1,0 +1,148 @@
+"""What a run would do, known before anything is started: what is refused, what is read, how a limit cuts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raybert.config import HeadSpec
+from raybert.data import manifest as manifests
+from raybert.data.plan import Options, Plan, make_plan
+from raybert.errors import InputError, SettingsError
+from tests.jobs import write_lines
+
+ENGINE = {"device": "cpu", "dtype": "float32", "budget": 64}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: Path) -> Path:
+    """Two Parquet files: 20 rows in three row groups, five rows in one; and a model's name."""
+    (tmp_path / "in").mkdir()
+    texts = pa.table({"text": [f"text {at}" for at in range(25)], "n": range(25)})
+    pq.write_table(texts.slice(0, 20), tmp_path / "in" / "a.parquet", row_group_size=8)
+    pq.write_table(texts.slice(20), tmp_path / "in" / "b.parquet")
+    (tmp_path / "model").symlink_to(tiny)
+    return tmp_path
+
+
+def plan(folder: Path, **options: object) -> Plan:
+    spec = HeadSpec(name="v", task="embed", model=str(folder / "model"))
+    return make_plan([spec], Options(input=str(folder / "in"), output=str(folder / "out"), **options))
+
+
+def begin(folder: Path, **options: object) -> None:
+    """What a run does before its first split."""
+    planned = plan(folder, **options)
+    manifests.save(planned.store, planned.new_manifest(ENGINE))
+
+
+def ranges(planned: Plan) -> dict[int, list[tuple[int, int | None, bool]]]:
+    return {
+        number: [(task.begin, task.end, task.closes_file) for task in tasks] for number, tasks in planned.tasks.items()
+    }
+
+
+def test_planning_writes_nothing(folder):
+    planned = plan(folder, split_rows=8)
+    assert not (folder / "out").exists()
+    assert planned.manifest is None
+    assert ranges(planned) == {0: [(0, 8, False), (8, 16, False), (16, 20, True)], 1: [(0, 5, True)]}
+    assert planned.rows() == (25, True)
+    assert planned.schema.names == ["_file", "_row", "v", "v_tokens", "v_truncated"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (1, {0: [(0, 1, True)]}),
+        (8, {0: [(0, 8, True)]}),
+        (10, {0: [(0, 8, False), (8, 10, True)]}),
+        (20, {0: [(0, 8, False), (8, 16, False), (16, 20, True)]}),
+        (21, {0: [(0, 8, False), (8, 16, False), (16, 20, True)], 1: [(0, 1, True)]}),
+        (99, {0: [(0, 8, False), (8, 16, False), (16, 20, True)], 1: [(0, 5, True)]}),
+    ],
+)
+def test_a_limit_cuts_the_tasks_and_the_files(folder, limit, expected):
+    planned = plan(folder, split_rows=8, limit=limit)
+    assert ranges(planned) == expected
+    assert planned.rows() == (min(limit, 25), True)
+    assert [file.number for file in planned.new_manifest(ENGINE).files] == list(expected)
+
+
+def test_a_limit_counts_lines_no_further_than_it_reaches(folder):
+    shutil.rmtree(folder / "in")
+    write_lines(folder / "in" / "a.jsonl", [{"text": "a"}, b"no json", b"", {"text": "b"}])
+    write_lines(folder / "in" / "b.jsonl.gz", [{"text": "c"}] * 3)
+    write_lines(folder / "in" / "c.jsonl.gz", [{"text": "d"}])
+    assert len(ranges(plan(folder, limit=7))) == 3
+    begin(folder, limit=5)
+    (folder / "in" / "c.jsonl.gz").write_bytes(b"this is no gzip file")
+    assert ranges(plan(folder)) == {0: [(0, 3, True)], 1: [(0, 2, True)]}
+    with pytest.raises(InputError, match=r"c\.jsonl\.gz"):
+        plan(folder, overwrite=True)
+
+
+def test_options_of_the_manifest_hold_until_others_are_asked_for(folder):
+    begin(folder, split_rows=8, keep=("n",))
+    again = plan(folder)
+    assert again.settings["split_rows"] == 8
+    assert again.schema.names[:3] == ["_file", "_row", "n"]
+    assert plan(folder, keep=("n",), split_rows=8, budget=64, dtype="float32", device="auto").manifest is not None
+    for name, value in {"keep": "all", "split_rows": 9, "budget": 65, "dtype": "bfloat16", "device": "cuda"}.items():
+        with pytest.raises(SettingsError, match=f"{name.replace('_', '-')}: this output was made with"):
+            plan(folder, **{name: value})
+    assert plan(folder, overwrite=True).settings["split_rows"] != 8
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"text": [1, 2]}, "column 'text'"),
+        ({"body": ["a"]}, "column 'text' is not in .*c.parquet: it has body"),
+    ],
+)
+def test_a_file_that_comes_later_needs_texts_too(folder, later, message):
+    """Parquet's integers would be cast to texts, silently."""
+    begin(folder)
+    pq.write_table(pa.table(later), folder / "in" / "c.parquet")
+    with pytest.raises(InputError, match=message):
+        plan(folder)
+
+
+def test_a_kept_column_may_be_missing_in_a_file_that_comes_later(folder):
+    begin(folder, keep=("n",))
+    pq.write_table(pa.table({"text": ["a"]}), folder / "in" / "c.parquet")
+    assert ranges(plan(folder))[2] == [(0, 1, True)]
+
+
+def test_parts_without_a_manifest_are_not_touched_unless_told(folder):
+    out = folder / "out"
+    out.mkdir()
+    (out / f"part-000000-000000000000-{'0' * 16}.parquet").write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"holds parts but no _raybert/manifest\.json; .* --overwrite"):
+        plan(folder)
+    assert plan(folder, overwrite=True).manifest is None
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(SettingsError, match=r"1 files that are not raybert's \(mine.txt\)"):
+        plan(folder, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"limit": 0}, "limit 0: takes a whole number from 1"),
+        ({"split_rows": True}, "split-rows True: takes"),
+        ({"split_bytes": 1.5}, "split-bytes 1.5: takes"),
+        ({"budget": -1}, "budget -1: takes"),
+        ({"vector_type": "int8"}, "vector-type: 'int8' is none of float32, float16"),
+        ({"dtype": "fp32"}, "dtype: 'fp32' is none of"),
+        ({"device": "tpu"}, "device: 'tpu' is none of"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(SettingsError, match=message):
+        Options(input="in", output="out", **options)
