@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 
 from raybert.config import HeadSpec
 from raybert.data import manifest as manifests
+from raybert.data.driver import DriverLock
 from raybert.data.plan import Options, Plan, make_plan
-from raybert.errors import InputError, SettingsError
+from raybert.data.store import Store
+from raybert.errors import InputError, OutputError, SettingsError
 from tests.jobs import write_lines
 
 ENGINE = {"device": "cpu", "dtype": "float32", "budget": 64}
@@ -146,3 +149,21 @@ def test_parts_without_a_manifest_are_not_touched_unless_told(folder):
 def test_options_out_of_range(options, message):
     with pytest.raises(SettingsError, match=message):
         Options(input="in", output="out", **options)
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_early(tmp_path, monkeypatch):
+    store = Store(tmp_path / "not" / "there")
+    store.check_writable()
+    assert not (tmp_path / "not").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="not/there: permission denied; choose another --output"):
+        store.check_writable()
+
+
+def test_another_driver_is_told_early(tmp_path):
+    store = Store(tmp_path / "out")
+    DriverLock(store).check_free()
+    assert not (tmp_path / "out").exists()
+    with DriverLock(store), pytest.raises(SettingsError, match=f"another driver writes here: pid {os.getpid()} on "):
+        DriverLock(store).check_free()
+    DriverLock(store).check_free()
