@@ -137,6 +137,8 @@ def data_context() -> Iterator[None]:
         "target_max_block_size": 1,
         # A stage waits when as much lies before the next one as that works on: memory is a few splits a worker.
         "downstream_capacity_backpressure_ratio": 1.0,
+        # A reader holds one finished split, not two, until the next stage takes it.
+        "_max_num_blocks_in_streaming_gen_buffer": 1,
         "enable_progress_bars": False,
         "print_on_execution_start": False,
         # A split may take its time; a job that is stuck shows it in its progress.

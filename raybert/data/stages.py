@@ -24,7 +24,7 @@ from raybert.cluster import limit_worker_threads
 from raybert.config import HeadSpec
 from raybert.data.cells import from_row, to_row, vectors_from, vectors_table, windows_from, windows_table
 from raybert.data.part import Receipt, encode_part, encode_quarantine, quarantine_name
-from raybert.data.read import ReadSpec, read_splits
+from raybert.data.read import RawSplit, ReadSpec, read_splits
 from raybert.data.rows import TEXT
 from raybert.data.splits import InputFile, ReadTask, Split, part_name
 from raybert.data.store import Store
@@ -102,10 +102,14 @@ def error_row(note: Note, error: RaybertError) -> pa.Table:
 def read_stage(task: ReadTask, job: Job) -> Iterator[pa.Table]:
     """One read task -> a row for each of its splits."""
     note: Note = {"file": asdict(task.file), "begin": task.begin}
+
+    def as_row(raw: RawSplit) -> pa.Table:
+        split = {"begin": raw.split.begin, "end": raw.split.end, "last": raw.split.last}
+        return to_row({**note, **split}, {"rows": raw.rows, "bad": raw.bad})
+
     try:
-        for raw in read_splits(task, job.read):
-            split = {"begin": raw.split.begin, "end": raw.split.end, "last": raw.split.last}
-            yield to_row({**note, **split}, {"rows": raw.rows, "bad": raw.bad})
+        # No name here holds a split that was handed on while the next one is read.
+        yield from map(as_row, read_splits(task, job.read))
     except RaybertError as error:
         yield error_row(note, error)
 
