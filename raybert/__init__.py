@@ -18,19 +18,55 @@ if TYPE_CHECKING:
     from raybert.checkpoint.config import BertConfig
     from raybert.errors import RaybertError
     from raybert.model.architecture import BertModel
+    from raybert.model.labelling import (
+        BertForMultipleChoice,
+        BertForNextSentencePrediction,
+        BertForQuestionAnswering,
+        BertForSequenceClassification,
+        BertForTokenClassification,
+    )
+    from raybert.model.language import (
+        BertForMaskedLM,
+        BertForPreTraining,
+        BertLMHeadModel,
+    )
     from raybert.predict import Predictor, load
 
 __version__ = VERSION
 
 _HOME = {
     "BertConfig": "raybert.checkpoint.config",
+    "BertForMaskedLM": "raybert.model.language",
+    "BertForMultipleChoice": "raybert.model.labelling",
+    "BertForNextSentencePrediction": "raybert.model.labelling",
+    "BertForPreTraining": "raybert.model.language",
+    "BertForQuestionAnswering": "raybert.model.labelling",
+    "BertForSequenceClassification": "raybert.model.labelling",
+    "BertForTokenClassification": "raybert.model.labelling",
+    "BertLMHeadModel": "raybert.model.language",
     "BertModel": "raybert.model.architecture",
     "Predictor": "raybert.predict",
     "RaybertError": "raybert.errors",
     "load": "raybert.predict",
 }
 
-__all__ = ["BertConfig", "BertModel", "Predictor", "RaybertError", "__version__", "data", "load"]
+__all__ = [
+    "BertConfig",
+    "BertForMaskedLM",
+    "BertForMultipleChoice",
+    "BertForNextSentencePrediction",
+    "BertForPreTraining",
+    "BertForQuestionAnswering",
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
+    "BertLMHeadModel",
+    "BertModel",
+    "Predictor",
+    "RaybertError",
+    "__version__",
+    "data",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

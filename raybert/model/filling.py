@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from raybert.checkpoint.names import canonical, canonical_names, head_of, is_buffer, is_pooler
+from raybert.checkpoint.names import HEADS, TIED, canonical, canonical_names, head_of, is_buffer, is_pooler
 from raybert.checkpoint.weights import TensorEntry
 from raybert.errors import CheckpointError, UsageError
 from raybert.model.readers import WeightReader
@@ -43,15 +43,23 @@ def has_pooler(reader: WeightReader) -> bool:
 
 
 def build_filled(
-    build: Callable[[], Module], reader: WeightReader, *, place: Path, dtype: torch.dtype | None = None
+    build: Callable[[], Module],
+    reader: WeightReader,
+    *,
+    place: Path,
+    dtype: torch.dtype | None = None,
+    fresh: Collection[str] = (),
 ) -> tuple[Module, LoadReport]:
-    """Build a module without drawing weights, fill it from a checkpoint, and put it in eval mode.
+    """Build a module, fill it from a checkpoint, and put it in eval mode.
+
+    Where the module has one parameter under two names (`raybert.checkpoint.names.TIED`), a file may lack either.
 
     Args:
         build: makes the module.
         reader: the checkpoint's tensors.
         place: the checkpoint, for messages.
         dtype: of the parameters; None means float32, whatever the file's.
+        fresh: canonical names of parameters that keep the numbers ``build`` draws. Without any, nothing is drawn.
 
     Raises:
         CheckpointError: a name is missing, unknown, or has another shape or kind of dtype.
@@ -60,25 +68,57 @@ def build_filled(
     dtype = torch.float32 if dtype is None else dtype
     if not dtype.is_floating_point:
         raise UsageError(f"dtype: {dtype} is not a floating dtype; use torch.float32, bfloat16 or float16")
-    with torch.device("meta"):
-        module = build()
+    if fresh:
+        module = build().to(dtype)
+    else:
+        with torch.device("meta"):
+            module = build()
     own = {canonical(name): (name, tensor) for name, tensor in module.state_dict().items()}
+    ties = _ties(module)
     stored = canonical_names(reader.names)
-    report = _account(stored, own.keys(), reader, place)
+    report = _account(stored, [name for name in own if name not in fresh], ties, reader, place)
     for name in report.loaded:
         _check(reader.entry(stored[name]), tuple(own[name][1].shape))
     # Copied out of the mapping: torch aligns its own memory, and kernels round differently on other addresses,
     # so that equal weights in files of another layout would give other last bits. Nor may a file that is
     # overwritten change a model that serves.
     tensors = {
-        own[name][0]: reader.read(stored[name]).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        name: reader.read(stored[name]).to(dtype, copy=True, memory_format=torch.contiguous_format)
         for name in report.loaded
     }
-    module.load_state_dict(tensors, strict=True, assign=True)
+    tensors |= {name: own[name][1] for name in fresh}
+    _share_tied(tensors, ties)
+    module.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=True, assign=True)
+    for copy, source in ties.items():
+        if tensors[copy] is tensors[source]:
+            parent, _, attribute = own[copy][0].rpartition(".")
+            setattr(module.get_submodule(parent), attribute, module.get_parameter(own[source][0]))
     return module.eval(), report
 
 
-def _account(stored: dict[str, str], wanted: Collection[str], reader: WeightReader, place: Path) -> LoadReport:
+def _ties(module: nn.Module) -> dict[str, str]:
+    """The ties (copy -> source, canonical names) whose two names are one parameter of this module."""
+    parameters = {canonical(name): value for name, value in module.named_parameters(remove_duplicate=False)}
+    return {
+        copy: source for copy, source in TIED.items() if copy in parameters and parameters[copy] is parameters[source]
+    }
+
+
+def _share_tied(tensors: dict[str, Tensor], ties: Mapping[str, str]) -> None:
+    """Give both names of a tie one tensor where one is missing or both are equal.
+
+    Where they differ the config is wrong and the numbers are right: both stay, as in the reference.
+    """
+    for copy, source in ties.items():
+        if source not in tensors:
+            tensors[source] = tensors[copy]
+        elif copy not in tensors or torch.equal(tensors[copy], tensors[source]):
+            tensors[copy] = tensors[source]
+
+
+def _account(
+    stored: dict[str, str], wanted: Collection[str], ties: Mapping[str, str], reader: WeightReader, place: Path
+) -> LoadReport:
     """Sort every stored name into the report, or refuse."""
     loaded: list[str] = []
     buffers: list[str] = []
@@ -100,10 +140,30 @@ def _account(stored: dict[str, str], wanted: Collection[str], reader: WeightRead
             f"{where}: {_first_and_more(unknown)} in no place of this model; "
             "check config.json's sizes and settings, or remove the weights from the file"
         )
-    missing = [name for name in wanted if name not in stored]
-    if missing:
-        raise CheckpointError(f"{place}: {_first_and_more(missing)} missing from the weights")
+    twins = dict(ties) | {source: copy for copy, source in ties.items()}
+    _check_missing([name for name in wanted if not {name, twins.get(name)} & stored.keys()], stored, place)
     return LoadReport(loaded=tuple(loaded), unused_heads=unused, buffers=tuple(buffers))
+
+
+def _check_missing(missing: Sequence[str], stored: Collection[str], place: Path) -> None:
+    """Refuse a checkpoint that lacks weights; where they are a whole head's or the pooler's, say which it has."""
+    if not missing:
+        return
+    families = {head_of(name) or (POOLER_FAMILY if is_pooler(name) else "") for name in missing}
+    absent = families - {"", *_families(stored)}
+    if families == absent:
+        has = ", ".join(_families(stored)) or "none"
+        raise CheckpointError(
+            f"{place}: has no {' and no '.join(sorted(absent))} (beside the trunk it has: {has}); "
+            "load another checkpoint, or begin a new one for training with new_head=True"
+        )
+    raise CheckpointError(f"{place}: {_first_and_more(missing)} missing from the weights")
+
+
+def _families(stored: Collection[str]) -> list[str]:
+    """The heads of a checkpoint, and its pooler."""
+    heads = [family for family, names in HEADS.items() if any(name in stored for name in names)]
+    return heads + [POOLER_FAMILY] * any(is_pooler(name) for name in stored)
 
 
 def _first_and_more(names: Sequence[str]) -> str:
@@ -114,6 +174,8 @@ def _first_and_more(names: Sequence[str]) -> str:
 def _check(entry: TensorEntry, expected: tuple[int, ...]) -> None:
     place = f"{entry.file}: weight {entry.name!r}"
     if entry.shape != expected:
-        raise CheckpointError(f"{place} has shape {entry.shape}; expected {expected}")
+        labels = "; config.json's num_labels (or id2label) must say how many labels the head has"
+        why = labels if head_of(canonical(entry.name)) == "classifier" and entry.shape[1:] == expected[1:] else ""
+        raise CheckpointError(f"{place} has shape {entry.shape}; expected {expected}{why}")
     if entry.dtype not in _FLOATING:
         raise CheckpointError(f"{place} has dtype {entry.dtype}; expected one of {', '.join(_FLOATING)}")

@@ -60,3 +60,99 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
     past_key_values: KeyValueCache | None = None
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class BertForPreTrainingOutput(ModelOutput):
+    """Output of :class:`raybert.BertForPreTraining`. B rows, S positions, V words.
+
+    Attributes:
+        loss: masked-language loss plus next-sentence loss, when both kinds of labels were given.
+        prediction_logits: [B, S, V], before the softmax.
+        seq_relationship_logits: [B, 2]; class 0: the second text follows the first, class 1: it doesn't.
+        hidden_states: as `BaseModelOutputWithPoolingAndCrossAttentions`.
+        attentions: likewise.
+    """
+
+    loss: Tensor | None = None
+    prediction_logits: Tensor | None = None
+    seq_relationship_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class LogitsOutput(ModelOutput):
+    """Output of a head with one kind of logits. B rows, S positions.
+
+    Attributes:
+        loss: a number, when labels were given.
+        logits: before softmax or sigmoid; shaped as the class that gives them says.
+        hidden_states: as `BaseModelOutputWithPoolingAndCrossAttentions`.
+        attentions: likewise.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class MaskedLMOutput(LogitsOutput):
+    """Output of :class:`raybert.BertForMaskedLM`: logits [B, S, V] over the words."""
+
+
+class NextSentencePredictorOutput(LogitsOutput):
+    """Output of :class:`raybert.BertForNextSentencePrediction`: logits [B, 2]."""
+
+
+class SequenceClassifierOutput(LogitsOutput):
+    """Output of :class:`raybert.BertForSequenceClassification`: logits [B, labels]."""
+
+
+class MultipleChoiceModelOutput(LogitsOutput):
+    """Output of :class:`raybert.BertForMultipleChoice`: logits [B, choices]."""
+
+
+class TokenClassifierOutput(LogitsOutput):
+    """Output of :class:`raybert.BertForTokenClassification`: logits [B, S, labels]."""
+
+
+@dataclass(eq=False)
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Output of :class:`raybert.BertForQuestionAnswering`. B rows, S positions.
+
+    Attributes:
+        loss: mean of the losses of start and end, when both were given.
+        start_logits: [B, S], that the answer begins at this token.
+        end_logits: [B, S], that this token is the answer's last.
+        hidden_states: as `BaseModelOutputWithPoolingAndCrossAttentions`.
+        attentions: likewise.
+    """
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(eq=False)
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """Output of :class:`raybert.BertLMHeadModel`. B rows, S positions, V words.
+
+    Attributes:
+        loss: next-word loss, when labels were given.
+        logits: [B, S, V], at the last positions only where ``logits_to_keep`` said so.
+        past_key_values: the cache of a decoder that was asked to keep one.
+        hidden_states: as `BaseModelOutputWithPoolingAndCrossAttentions`.
+        attentions: likewise.
+        cross_attentions: likewise.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: KeyValueCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None

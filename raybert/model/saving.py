@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from raybert.checkpoint.config import BertConfig
+from raybert.checkpoint.names import TIED, canonical
 from raybert.errors import OutputError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -47,10 +48,18 @@ def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> No
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict as contiguous tensors on the CPU, none sharing memory: the format has no sharing."""
+    """The state dict as contiguous tensors on the CPU, none sharing memory: the format has no sharing.
+
+    Copies of tied tensors are left out, as in the reference.
+    """
+    state = module.state_dict()
+    own = {canonical(name): tensor.data_ptr() for name, tensor in state.items()}
+    tied = {copy for copy, source in TIED.items() if copy in own and own[copy] == own.get(source)}
     tensors: dict[str, Tensor] = {}
     addresses: set[int] = set()
-    for name, parameter in module.state_dict().items():
+    for name, parameter in state.items():
+        if canonical(name) in tied:
+            continue
         tensor = parameter.detach().cpu().contiguous()
         tensors[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
         addresses.add(tensor.data_ptr())
