@@ -84,25 +84,24 @@ def labels_of(
         holes.view(-1)[-1] = False
         return labels.masked_fill(holes, -100)
 
-    words = holed(whole(config.vocab_size, rows, positions))
-    match name:
-        case "BertForPreTraining":
-            return {"labels": words, "next_sentence_label": whole(2, rows)}
-        case "BertLMHeadModel" | "BertForMaskedLM":
-            return {"labels": words}
-        case "BertForNextSentencePrediction":
-            return {"labels": whole(2, rows)}
-        case "BertForTokenClassification":
-            return {"labels": holed(whole(config.num_labels, rows, positions))}
-        case "BertForMultipleChoice":
-            given = next(value for value in inputs.values() if value is not None)
-            return {"labels": whole(given.shape[1], given.shape[0])}
-        case "BertForQuestionAnswering":
-            places = {key: whole(positions + 2, rows) for key in ("start_positions", "end_positions")}
-            for key in places:
-                places[key][0] = 0
-            return places
-    return {"labels": sequence_labels(config, rows, whole, rng)}
+    if name == "BertForPreTraining":
+        return {"labels": holed(whole(config.vocab_size, rows, positions)), "next_sentence_label": whole(2, rows)}
+    if name == "BertForQuestionAnswering":
+        starts, ends = whole(positions + 2, rows), whole(positions + 2, rows)
+        starts[0] = ends[0] = 0  # one place at least is a token's
+        return {"start_positions": starts, "end_positions": ends}
+    if name in {"BertLMHeadModel", "BertForMaskedLM"}:
+        labels = holed(whole(config.vocab_size, rows, positions))
+    elif name == "BertForTokenClassification":
+        labels = holed(whole(config.num_labels, rows, positions))
+    elif name == "BertForMultipleChoice":
+        given = next(value for value in inputs.values() if value is not None)
+        labels = whole(given.shape[1], given.shape[0])
+    elif name == "BertForNextSentencePrediction":
+        labels = whole(2, rows)
+    else:
+        labels = sequence_labels(config, rows, whole, rng)
+    return {"labels": labels}
 
 
 def sequence_labels(config: BertConfig, rows: int, whole: Any, rng: np.random.Generator) -> Tensor:
@@ -122,9 +121,9 @@ def test_outputs_losses_and_gradients_equal_transformers(name: str, seed: int) -
     inputs = inputs_of(name, ours.config, seed)
     found = ours(**inputs, output_hidden_states=True, output_attentions=True)
     expected = theirs(**inputs, output_hidden_states=True, output_attentions=True)
-    assert set(found) == {key for key, value in expected.items() if value is not None and not isinstance(value, tuple)} | {
-        key for key, value in expected.items() if isinstance(value, tuple) and value
-    }
+    assert set(found) == {
+        key for key, value in expected.items() if value is not None and not isinstance(value, tuple)
+    } | {key for key, value in expected.items() if isinstance(value, tuple) and value}
     for key in (*LOGITS, "loss"):
         assert_close(found.get(key), expected.get(key), key)
     for key in ("hidden_states", "attentions", "cross_attentions"):
@@ -212,7 +211,7 @@ def test_labels_of_another_shape_are_refused() -> None:
             {"start_positions": torch.zeros(3), "end_positions": torch.zeros(2)},
             r"start_positions: shape \(3,\); expected \(2,\) or \(2, 1\)",
         ),
-        "BertForMultipleChoice": ({}, "expected .rows, choices, positions."),
+        "BertForMultipleChoice": ({}, r"expected \(rows, choices, positions\)"),
     }
     for name, (labels, message) in cases.items():
         model = getattr(raybert, name)(BertConfig(**random_settings(0), num_labels=3))
@@ -226,5 +225,5 @@ def test_logits_to_keep(keep: int | Tensor) -> None:
     ids = torch.tensor([[1, 2, 3, 4, 5]])
     with torch.no_grad():
         assert_close(ours(ids, logits_to_keep=keep).logits, theirs(ids, logits_to_keep=keep).logits, "logits")
-    with pytest.raises(UsageError, match="labels .with logits at every position."):
+    with pytest.raises(UsageError, match=r"labels \(with logits at every position\)"):
         ours(ids, logits_to_keep=keep, labels=ids)

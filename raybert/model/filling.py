@@ -49,6 +49,7 @@ def build_filled(
     place: Path,
     dtype: torch.dtype | None = None,
     fresh: Collection[str] = (),
+    remedy: str = "load another checkpoint",
 ) -> tuple[Module, LoadReport]:
     """Build a module, fill it from a checkpoint, and put it in eval mode.
 
@@ -60,6 +61,7 @@ def build_filled(
         place: the checkpoint, for messages.
         dtype: of the parameters; None means float32, whatever the file's.
         fresh: canonical names of parameters that keep the numbers ``build`` draws. Without any, nothing is drawn.
+        remedy: for a checkpoint that lacks a head.
 
     Raises:
         CheckpointError: a name is missing, unknown, or has another shape or kind of dtype.
@@ -76,7 +78,7 @@ def build_filled(
     own = {canonical(name): (name, tensor) for name, tensor in module.state_dict().items()}
     ties = _ties(module)
     stored = canonical_names(reader.names)
-    report = _account(stored, [name for name in own if name not in fresh], ties, reader, place)
+    report = _account(stored, [name for name in own if name not in fresh], ties, reader, place, remedy)
     for name in report.loaded:
         _check(reader.entry(stored[name]), tuple(own[name][1].shape))
     # Copied out of the mapping: torch aligns its own memory, and kernels round differently on other addresses,
@@ -117,7 +119,12 @@ def _share_tied(tensors: dict[str, Tensor], ties: Mapping[str, str]) -> None:
 
 
 def _account(
-    stored: dict[str, str], wanted: Collection[str], ties: Mapping[str, str], reader: WeightReader, place: Path
+    stored: dict[str, str],
+    wanted: Collection[str],
+    ties: Mapping[str, str],
+    reader: WeightReader,
+    place: Path,
+    remedy: str,
 ) -> LoadReport:
     """Sort every stored name into the report, or refuse."""
     loaded: list[str] = []
@@ -141,11 +148,11 @@ def _account(
             "check config.json's sizes and settings, or remove the weights from the file"
         )
     twins = dict(ties) | {source: copy for copy, source in ties.items()}
-    _check_missing([name for name in wanted if not {name, twins.get(name)} & stored.keys()], stored, place)
+    _check_missing([name for name in wanted if not {name, twins.get(name)} & stored.keys()], stored, place, remedy)
     return LoadReport(loaded=tuple(loaded), unused_heads=unused, buffers=tuple(buffers))
 
 
-def _check_missing(missing: Sequence[str], stored: Collection[str], place: Path) -> None:
+def _check_missing(missing: Sequence[str], stored: Collection[str], place: Path, remedy: str) -> None:
     """Refuse a checkpoint that lacks weights; where they are a whole head's or the pooler's, say which it has."""
     if not missing:
         return
@@ -154,8 +161,7 @@ def _check_missing(missing: Sequence[str], stored: Collection[str], place: Path)
     if families == absent:
         has = ", ".join(_families(stored)) or "none"
         raise CheckpointError(
-            f"{place}: has no {' and no '.join(sorted(absent))} (beside the trunk it has: {has}); "
-            "load another checkpoint, or begin a new one for training with new_head=True"
+            f"{place}: has no {' and no '.join(sorted(absent))} among its weights; heads it has: {has}; {remedy}"
         )
     raise CheckpointError(f"{place}: {_first_and_more(missing)} missing from the weights")
 

@@ -22,7 +22,7 @@ from raybert.model.readers import WeightReader
 from raybert.model.saving import save_module
 
 Output = TypeVar("Output", bound=ModelOutput)
-_log = logging.getLogger("raybert")
+_REMEDY = "load another checkpoint, or begin a new head for training with new_head=True"
 
 
 class BertPreTrainedModel(nn.Module):
@@ -107,11 +107,12 @@ class BertPreTrainedModel(nn.Module):
             fresh = {name for family in cls.families for name in HEADS[family]}
             if cls.needs_pooler and not has_pooler(reader):
                 fresh |= set(POOLER)
-            _log.info("%s: new weights from seed %d for %s", checkpoint.name, seed, ", ".join(sorted(fresh)))
+            told = ", ".join(sorted(fresh))
+            logging.getLogger("raybert").info("%s: new weights from seed %d for %s", checkpoint.name, seed, told)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, report = build_filled(
-                lambda: cls(own_config), reader, place=checkpoint.path, dtype=dtype, fresh=fresh
+                lambda: cls(own_config), reader, place=checkpoint.path, dtype=dtype, fresh=fresh, remedy=_REMEDY
             )
         return model, report
 

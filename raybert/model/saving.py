@@ -30,7 +30,7 @@ def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> No
         OutputError: the folder can't be made or written.
     """
     folder = Path(folder)
-    tensors = _own_tensors(module)
+    tensors = _own_tensors(module, tied=config.tie_word_embeddings)
     dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     saved = config.replace(architectures=[type(module).__name__], dtype=dtypes.pop() if len(dtypes) == 1 else None)
     text = saved.to_json_string()
@@ -47,18 +47,18 @@ def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> No
         raise OutputError(f"{folder}: can't save the model: {error}") from error
 
 
-def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
+def _own_tensors(module: nn.Module, *, tied: bool) -> dict[str, Tensor]:
     """The state dict as contiguous tensors on the CPU, none sharing memory: the format has no sharing.
 
-    Copies of tied tensors are left out, as in the reference.
+    Copies of tied tensors are left out, as in the reference, which ties them again if the config says so.
     """
     state = module.state_dict()
     own = {canonical(name): tensor.data_ptr() for name, tensor in state.items()}
-    tied = {copy for copy, source in TIED.items() if copy in own and own[copy] == own.get(source)}
+    copies = {copy for copy, source in TIED.items() if tied and copy in own and own[copy] == own.get(source)}
     tensors: dict[str, Tensor] = {}
     addresses: set[int] = set()
     for name, parameter in state.items():
-        if canonical(name) in tied:
+        if canonical(name) in copies:
             continue
         tensor = parameter.detach().cpu().contiguous()
         tensors[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
