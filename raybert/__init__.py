@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         BertLMHeadModel,
     )
     from raybert.predict import Predictor, load
+    from raybert.text.bert_tokenizer import BertTokenizer, BertTokenizerFast
 
 __version__ = VERSION
 
@@ -45,6 +46,8 @@ _HOME = {
     "BertForTokenClassification": "raybert.model.labelling",
     "BertLMHeadModel": "raybert.model.language",
     "BertModel": "raybert.model.architecture",
+    "BertTokenizer": "raybert.text.bert_tokenizer",
+    "BertTokenizerFast": "raybert.text.bert_tokenizer",
     "Predictor": "raybert.predict",
     "RaybertError": "raybert.errors",
     "load": "raybert.predict",
@@ -61,6 +64,8 @@ __all__ = [
     "BertForTokenClassification",
     "BertLMHeadModel",
     "BertModel",
+    "BertTokenizer",
+    "BertTokenizerFast",
     "Predictor",
     "RaybertError",
     "__version__",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from raybert.errors import CheckpointError
 from raybert.text.files import Definition, Options
@@ -19,8 +19,12 @@ _WHITE = r"\x{9}-\x{d}\x{1c}-\x{20}\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}
 _FIRST_STAND_IN = 0xF0000
 
 
-def build(definition: Definition) -> tokenizers.Tokenizer:
+def build(definition: Definition, more: Sequence[AddedToken] = ()) -> tokenizers.Tokenizer:
     """Make the tokenizer; it neither truncates nor pads.
+
+    Args:
+        definition: what the files say.
+        more: tokens to add behind all others.
 
     Raises:
         CheckpointError: [UNK], [CLS] or [SEP] is missing, tokenizer.json is malformed, or an added token can't
@@ -35,6 +39,7 @@ def build(definition: Definition) -> tokenizers.Tokenizer:
             raise CheckpointError(_lacks(definition, "unk_token"))
         made = bert(definition.vocabulary, options, unk_token=unk_token)
     _add_tokens(made, definition)
+    made.add_tokens(list(more))
     for role in ("unk_token", "cls_token", "sep_token"):
         if made.token_to_id(definition.names[role].content) is None:
             raise CheckpointError(_lacks(definition, role))
