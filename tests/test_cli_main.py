@@ -263,6 +263,15 @@ def test_a_closed_stdout_is_told() -> None:
     assert result.stderr == "error: stdout is closed; write `> /dev/null` to see no results\n"
 
 
+@pytest.mark.parametrize("words", [["--help"], ["info", "MODEL"], ["predict", "embed", "--model", "MODEL", "a text"]])
+def test_a_full_disk_behind_stdout_is_told(tiny: Path, words: list[str]) -> None:
+    command = raybert_command(*[str(tiny) if word == "MODEL" else word for word in words])
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "error: stdout: no space left on the device; free some, or write elsewhere\n"
+
+
 def test_stdout_holds_results_only_and_stderr_nothing(tiny: Path) -> None:
     result = subprocess.run(
         raybert_command("predict", "embed", "--model", str(tiny), "a text"),

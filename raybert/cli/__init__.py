@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -49,6 +50,10 @@ def _run(arguments: list[str], *, debug: bool) -> int:  # noqa: PLR0911  one lin
     except (Exception, SystemExit) as error:  # noqa: BLE001  SystemExit is typer's and rich's answer to a broken pipe
         if _reader_gone(stdout):
             return 0
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _silence()
+            where = error.filename or "stdout"
+            return _say(error, f"{where}: no space left on the device; free some, or write elsewhere", 1, debug=debug)
         cause = error.__context__ if isinstance(error, SystemExit) else error
         assert isinstance(cause, Exception)
         return _say(cause, f"{type(cause).__name__}: {cause} (a bug in raybert? --debug shows where)", 1, debug=debug)
@@ -68,9 +73,13 @@ def _reader_gone(stdout: int) -> bool:
     poll.register(stdout, 0)
     if not any(events & select.POLLERR for _, events in poll.poll(0)):
         return False
-    # Python flushes stdout once more when it ends, and would complain.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _silence()
     return True
+
+
+def _silence() -> None:
+    """Python flushes stdout once more when it ends, and would complain: let it go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _say(error: Exception, message: str, code: int, *, debug: bool) -> int:
