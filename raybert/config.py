@@ -15,6 +15,9 @@ from typing import Any
 from raybert.errors import SettingsError
 
 TASK_NAMES: Mapping[str, str] = {
+    "classify": "classify",
+    "text-classification": "classify",
+    "sentiment-analysis": "classify",
     "embed": "embed",
     "feature-extraction": "embed",
     "sentence-similarity": "embed",

@@ -140,7 +140,7 @@ def test_the_tasks_names(tiny: Path, task: str) -> None:
 
 
 def test_an_unknown_task(tiny: Path) -> None:
-    with pytest.raises(SettingsError, match=r"task 'embd': unknown; there is embed; did you mean 'embed'?"):
+    with pytest.raises(SettingsError, match=r"task 'embd': unknown; there is classify, embed; did you mean 'embed'?"):
         raybert.load(str(tiny), "embd")
 
 

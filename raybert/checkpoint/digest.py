@@ -16,7 +16,7 @@ from typing import Any
 from raybert.checkpoint.config import BertConfig
 from raybert.checkpoint.entry import TensorEntry, stream_bytes
 from raybert.checkpoint.folder import Checkpoint
-from raybert.checkpoint.names import canonical_names, is_trunk
+from raybert.checkpoint.names import canonical_names, is_trunk, lacks_heads
 from raybert.checkpoint.sentence import Dense
 from raybert.checkpoint.weights import find_weights, index
 from raybert.errors import CheckpointError
@@ -59,12 +59,12 @@ def head_digest(checkpoint: Checkpoint, names: Iterable[str]) -> str:
         CheckpointError: the checkpoint lacks one of them, or a weight file is damaged.
     """
     present = _canonical_entries(checkpoint)
-    entries = {}
-    for name in names:
-        if name not in present:
-            raise CheckpointError(f"{checkpoint.path}: the weights lack {name!r}")
-        entries[name] = present[name]
-    return _tensors_digest("head", {}, entries)
+    wanted = list(names)
+    missing = [name for name in wanted if name not in present]
+    if missing:
+        told = lacks_heads(missing, present) or f"the weights lack {missing[0]!r}"
+        raise CheckpointError(f"{checkpoint.path}: {told}; name another checkpoint")
+    return _tensors_digest("head", {}, {name: present[name] for name in wanted})
 
 
 def module_digest(dense: Dense) -> str:

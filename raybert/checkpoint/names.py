@@ -7,7 +7,7 @@ part of a known head, or unknown (which loading reports as an error).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from raybert.checkpoint.config import BertConfig
 from raybert.errors import CheckpointError
@@ -103,6 +103,29 @@ def is_pooler(name: str) -> bool:
 def head_of(name: str) -> str | None:
     """The head family (a key of `HEADS`) that the canonical name belongs to, or None."""
     return _HEAD_OF.get(name)
+
+
+def families_of(names: Collection[str]) -> list[str]:
+    """The head families that canonical names hold a part of, and "pooler" if they hold its."""
+    heads = [family for family, own in HEADS.items() if any(name in names for name in own)]
+    return heads + ["pooler"] * any(name in names for name in POOLER)
+
+
+def lacks_heads(missing: Iterable[str], names: Collection[str]) -> str | None:
+    """What to tell of a checkpoint with these canonical names that lacks whole heads or the pooler.
+
+    Args:
+        missing: what is wanted and not there.
+        names: what is there.
+
+    Returns:
+        Which heads it lacks and which it has; None where trunk weights are missing too, or parts of heads.
+    """
+    wanted = {head_of(name) or ("pooler" if is_pooler(name) else "trunk") for name in missing}
+    present = families_of(names)
+    if not wanted or "trunk" in wanted or wanted & set(present):
+        return None
+    return f"has no {' and no '.join(sorted(wanted))} among its weights; heads it has: {', '.join(present) or 'none'}"
 
 
 def trunk_names(config: BertConfig) -> dict[str, tuple[int, ...]]:

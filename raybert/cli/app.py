@@ -55,7 +55,7 @@ def _root(
 
 @app.command()
 def predict(
-    task: Annotated[str, typer.Argument(help="embed, or another task.", metavar="TASK")],
+    task: Annotated[str, typer.Argument(help="embed or classify.", metavar="TASK")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")] = None,
     *,
     model: Model = None,
@@ -80,6 +80,7 @@ def predict(
         "windows": windows,
     }
     (spec,) = words.head_specs([task], model=model, revision=revision, options=option or (), short=short)
+    from raybert.cli.answers import plain
     from raybert.predict import load
 
     predictor = load(
@@ -93,8 +94,7 @@ def predict(
         except RowError as error:
             raise RowError(row + error.row, error.reason, error.detail) from None
         for answer in answers:
-            # str() of a float32 is its shortest form; as a double it would show digits that it doesn't have.
-            sys.stdout.write(json.dumps([float(str(number)) for number in answer]) + "\n")
+            sys.stdout.write(json.dumps(plain(answer)) + "\n")
         sys.stdout.flush()
         row += len(chunk)
 

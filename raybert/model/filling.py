@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from raybert.checkpoint.names import HEADS, TIED, canonical, canonical_names, head_of, is_buffer, is_pooler
+from raybert.checkpoint.names import TIED, canonical, canonical_names, head_of, is_buffer, is_pooler, lacks_heads
 from raybert.checkpoint.weights import TensorEntry
 from raybert.errors import CheckpointError, UsageError
 from raybert.model.readers import WeightReader
@@ -156,20 +156,10 @@ def _check_missing(missing: Sequence[str], stored: Collection[str], place: Path,
     """Refuse a checkpoint that lacks weights; where they are a whole head's or the pooler's, say which it has."""
     if not missing:
         return
-    families = {head_of(name) or (POOLER_FAMILY if is_pooler(name) else "") for name in missing}
-    absent = families - {"", *_families(stored)}
-    if families == absent:
-        has = ", ".join(_families(stored)) or "none"
-        raise CheckpointError(
-            f"{place}: has no {' and no '.join(sorted(absent))} among its weights; heads it has: {has}; {remedy}"
-        )
+    lacks = lacks_heads(missing, stored)
+    if lacks is not None:
+        raise CheckpointError(f"{place}: {lacks}; {remedy}")
     raise CheckpointError(f"{place}: {_first_and_more(missing)} missing from the weights")
-
-
-def _families(stored: Collection[str]) -> list[str]:
-    """The heads of a checkpoint, and its pooler."""
-    heads = [family for family, names in HEADS.items() if any(name in stored for name in names)]
-    return heads + [POOLER_FAMILY] * any(is_pooler(name) for name in stored)
 
 
 def _first_and_more(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raybert.checkpoint.folder import open_checkpoint
 from raybert.config import HeadSpec
+from raybert.tasks.classify import Classify
 from raybert.tasks.embed import Embed
 
 if TYPE_CHECKING:  # the batch driver asks tasks for columns and fingerprints without torch
@@ -61,7 +62,7 @@ class Task(Protocol):
         """The checkpoint's tokenizer, loaded on first use."""
         ...
 
-    def encode(self, items: Sequence[str]) -> Windows:
+    def encode(self, items: Sequence[Any]) -> Windows:
         """Token ids of the items; on the CPU, no weights needed."""
         ...
 
@@ -86,7 +87,7 @@ class Task(Protocol):
         ...
 
 
-TASKS: Mapping[str, type[Embed]] = {"embed": Embed}
+TASKS: Mapping[str, type[Classify] | type[Embed]] = {"classify": Classify, "embed": Embed}
 """Task name -> its class."""
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybert.checkpoint.digest import files_digest, module_digest, trunk_digest
+from raybert.checkpoint.digest import module_digest
 from raybert.checkpoint.folder import Checkpoint
 from raybert.checkpoint.sentence import Dense, Normalize, Pooling, SentenceModules
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
+from raybert.tasks.base import TextTask
 from raybert.text.encoding import Windows
-from raybert.text.tokenizer import Tokenizer, problem
+from raybert.text.tokenizer import problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,7 +27,7 @@ POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "
 _PLAIN = SentenceModules(pooling=Pooling(modes=("mean",)))
 
 
-class Embed:
+class Embed(TextTask):
     """Pooled embeddings.
 
     Options:
@@ -47,21 +45,18 @@ class Embed:
     OPTIONS = ("dimensions", "max_length", "normalize", "pooling", "prompt", "prompt_name", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
-        known_options(self.name, options, self.OPTIONS)
-        self.windows = one_of("embed: windows", str(options.get("windows", "truncate")), ("truncate",))
         sentence = checkpoint.sentence or _PLAIN
-        self.checkpoint = checkpoint
+        known_options(self.name, options, self.OPTIONS)
+        super().__init__(checkpoint, options, prompt=_prompt(options, sentence))
         self.pooling = _pooling(options.get("pooling"), sentence)
-        self.prompt = _prompt(options, sentence)
         self.include_prompt = sentence.pooling.include_prompt
-        self.lower_case = checkpoint.transformer.do_lower_case
-        self.max_length = _max_length(options.get("max_length"), checkpoint)
         self.dense = tuple(module for module in sentence.after if isinstance(module, Dense))
         self.normalize = _normalize(options.get("normalize"), sentence)
         self._after = tuple(sentence.after)
         full = self.dense[-1].out_features if self.dense else checkpoint.config.hidden_size * len(self.pooling)
         self._check_pooling_width(full)
-        self.dimensions = _dimensions(options.get("dimensions"), full)
+        asked = options.get("dimensions")
+        self.dimensions = None if asked is None else self.whole_number("dimensions", asked, 1, full)
         self.width = self.dimensions or full
 
     def _check_pooling_width(self, full: int) -> None:
@@ -86,27 +81,9 @@ class Embed:
             "windows": self.windows,
         }
 
-    @cached_property
-    def encoding_key(self) -> str:
-        """Digest of what decides the windows: tokenizer, prompt, length, lower case."""
-        parts = [files_digest(self.checkpoint.tokenizer_files), self.prompt, self.max_length, self.lower_case]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-    @cached_property
-    def _contents(self) -> dict[str, Any]:
-        return {
-            "task": self.name,
-            "version": self.version,
-            "options": self.options,
-            "tokenizer": files_digest(self.checkpoint.tokenizer_files),
-            "trunk": trunk_digest(self.checkpoint),
-            "head": [module_digest(module) if isinstance(module, Dense) else "normalize" for module in self._after],
-        }
-
-    def fingerprint(self, dtype: str) -> str:
-        """Sha256 over options, tokenizer, trunk, head modules, task version and dtype; no paths."""
-        text = json.dumps({**self._contents, "dtype": dtype}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+    def head_contents(self) -> list[str]:
+        """The modules behind pooling."""
+        return [module_digest(module) if isinstance(module, Dense) else "normalize" for module in self._after]
 
     def columns(self, name: str, vector_type: str = "float32") -> list[pa.Field]:
         """``NAME: fixed_size_list<float32|float16>[D]``."""
@@ -114,20 +91,6 @@ class Embed:
 
         numbers = {"float32": pa.float32(), "float16": pa.float16()}[vector_type]
         return [pa.field(name, pa.list_(numbers, self.width))]
-
-    def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer, cut at this head's max length."""
-        return self._tokenizer
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_files(self.checkpoint.path, max_length=self.max_length, lower_case=self.lower_case)
-        tokenizer.check_vocab_size(self.checkpoint.config.vocab_size)
-        return tokenizer
-
-    def encode(self, items: Sequence[str]) -> Windows:
-        """One window a text, the prompt before it."""
-        return self._tokenizer.encode(items, prompt=self.prompt)
 
     def module(self) -> nn.Module:
         """Pooling and what follows it, Dense weights loaded."""
@@ -189,18 +152,6 @@ def _prompt(options: Mapping[str, Any], sentence: SentenceModules) -> str:
     return sentence.prompts[one_of("embed: prompt_name", str(prompt_name), sorted(sentence.prompts))]
 
 
-def _whole_number(place: str, value: Any, low: int, high: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise SettingsError(f"embed: {place} {value!r}: takes a whole number from {low} to {high}")
-    return value
-
-
-def _max_length(asked: Any, checkpoint: Checkpoint) -> int:
-    if asked is None:
-        return checkpoint.max_length
-    return _whole_number("max_length", asked, 3, checkpoint.config.max_position_embeddings)
-
-
 def _normalize(asked: Any, sentence: SentenceModules) -> bool:
     if asked is None:
         # One before a Dense stays where it is and says nothing about the vector that leaves.
@@ -208,7 +159,3 @@ def _normalize(asked: Any, sentence: SentenceModules) -> bool:
     if not isinstance(asked, bool):
         raise SettingsError(f"embed: normalize {asked!r}: takes true or false")
     return asked
-
-
-def _dimensions(asked: Any, full: int) -> int | None:
-    return None if asked is None else _whole_number("dimensions", asked, 1, full)
