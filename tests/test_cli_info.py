@@ -73,6 +73,7 @@ ALL = ("masked-lm", "next-sentence", "classifier", "qa")
 def test_heads_that_are_found(cli: Cli, tmp_path: Path, heads: tuple[str, ...], pooler: bool) -> None:
     facts = facts_of(cli, write_tiny_checkpoint(tmp_path, heads=heads, pooler=pooler))
     assert facts["heads"] == [*sorted(heads), *(["pooler"] if pooler else [])]
+    assert facts.get("labels") == (["LABEL_0", "LABEL_1"] if "classifier" in heads else None)
     tensors = tiny_tensors(tiny_config(), heads=heads, pooler=pooler)
     assert facts["parameters"] == sum(tensor.size for tensor in tensors.values())
 

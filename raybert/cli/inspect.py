@@ -42,6 +42,8 @@ def describe(model: str, revision: str | None = None) -> dict[str, Any]:
         "weights": [path.name for path in checkpoint.weight_files],
         "trunk": trunk_digest(checkpoint),
     }
+    if "classifier" in heads:
+        facts["labels"] = list(config.labels)
     try:
         return {**facts, **_embeddings(checkpoint)}
     except CheckpointError as error:  # other heads answer all the same
