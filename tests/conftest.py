@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,10 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # An inherited value would hide what raybert itself does about tokenizer threads and forks.
 os.environ.pop("TOKENIZERS_PARALLELISM", None)
+
+# A shell's background job has Ctrl-C ignored, and every process that it starts: tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run, no timing of a shared machine, nothing left behind.
 hypothesis.settings.register_profile("raybert", derandomize=True, deadline=None, database=None)

@@ -25,6 +25,7 @@ LENGTHS = (
     [5, 5, 3, 3, 3, 1],
     [3, 5, 3, 5, 5],
     [47, 48, 48, 49, 1, 100, 100],
+    [28] * 13 + [8] * 7,
 )
 
 
@@ -49,6 +50,14 @@ def test_groups_equal_dense_attention(lengths: list[int], heads: int, width: int
     qkv = random_qkv(lengths, width)
     found = grouped(heads)(qkv, layout_of(np.array(lengths), CPU))
     assert_close(found.double(), dense_attention(qkv, lengths, heads), "fp32", atol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_groups_in_other_dtypes_and_with_rows_behind_them(lengths: list[int]) -> None:
+    qkv = torch.cat([random_qkv(lengths, 32).double(), torch.full((5, 96), torch.nan, dtype=torch.float64)])
+    found = grouped(4)(qkv, layout_of(np.array(lengths), CPU))
+    assert_close(found[:-5], dense_attention(qkv[:-5], lengths, 4), "fp64", atol=1e-12)
+    assert not found[-5:].any()
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)

@@ -25,11 +25,10 @@ from torch.nn import functional as F
 # 4.1 us at 128), because the CPU kernel of scaled_dot_product_attention converts to fp32 and back.
 _FUSED_FROM_POSITIONS = 48
 
-# The CPU's softmax takes whole vectors of (lanes) numbers and the rest of a row one by one, in bf16 at 5 to 7 ns a
+# The CPU's softmax takes whole vectors of so many numbers and the rest of a row one by one, in bf16 at 5 to 7 ns a
 # number against 1. Rows are filled up with -inf where the rest, weighed so, costs more than the copy: 28 positions
 # in bf16 go from 2.5 to 0.9 us a token, 47 from 2.5 to 1.4, 8 in fp32 from 2.4 to 0.9.
-_LANES = {torch.bfloat16: 32, torch.float32: 16}
-_WEIGHT_OF_REST = {torch.bfloat16: 5, torch.float32: 1}
+_VECTORS = {torch.bfloat16: (32, 5), torch.float32: (16, 1)}  # numbers of a vector, weight of the rest
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,11 @@ def _by_powers_of_two(groups: Iterable[Group]) -> Iterator[Group]:
 def _softmax(scores: Tensor) -> Tensor:
     """Softmax over the last axis, as `torch.softmax`, by whole vectors on a CPU."""
     positions = scores.shape[-1]
-    rest = positions % _LANES[scores.dtype]
-    if rest * _WEIGHT_OF_REST[scores.dtype] < positions:
+    lanes, weight = _VECTORS.get(scores.dtype, (1, 0))
+    rest = positions % lanes
+    if rest * weight < positions:
         return scores.softmax(-1)
-    filled = F.pad(scores, (0, _LANES[scores.dtype] - rest), value=-math.inf)
-    return filled.softmax(-1)[..., :positions]
+    return F.pad(scores, (0, lanes - rest), value=-math.inf).softmax(-1)[..., :positions]
 
 
 def _attend_dense(qkv: Tensor) -> Tensor:
