@@ -39,11 +39,11 @@ class Predictor:
         self._closed = False
         self._trunk = Trunk({task.name: task}, settings, threads=threads)
 
-    def __call__(self, texts: Sequence[str]) -> Any:
+    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> Any:
         """Answer ``texts``, in order.
 
         Args:
-            texts: any number of texts of any length.
+            texts: any number of texts of any length; where the task takes them, pairs of texts.
 
         Returns:
             What the task gives: embed float32 [N, D].
@@ -63,7 +63,7 @@ class Predictor:
                 answers.append(self.task.decode(windows, arrays))
         return self.task.join(answers)
 
-    def _encoded(self, texts: list[str]) -> Generator[Windows]:
+    def _encoded(self, texts: list[Any]) -> Generator[Windows]:
         """Windows of consecutive chunks, one chunk ahead of the reader."""
         begins = iter(range(0, len(texts), _CHUNK_TEXTS))
 

@@ -181,8 +181,10 @@ def test_head_digests(tmp_path: Path) -> None:
     two = open_checkpoint(write_tiny_checkpoint(tmp_path / "b", heads=("classifier",), seed=1))
     assert head_digest(one, HEADS["classifier"]) != head_digest(two, HEADS["classifier"])
     assert head_digest(one, HEADS["classifier"]) != head_digest(one, HEADS["classifier"][:1])
-    with pytest.raises(CheckpointError, match=r"the weights lack 'qa_outputs\.weight'"):
+    with pytest.raises(CheckpointError, match="has no qa among its weights; heads it has: classifier, pooler"):
         head_digest(one, HEADS["qa"])
+    with pytest.raises(CheckpointError, match=r"the weights lack 'classifier\.other'"):
+        head_digest(one, [*HEADS["classifier"], "classifier.other"])
 
 
 def test_module_digests(tmp_path: Path) -> None:

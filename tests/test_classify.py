@@ -119,6 +119,38 @@ def test_the_command_line_prints_objects(folders: dict[str, Path], cli: Cli) -> 
         assert len(str(line["score"])) <= 12
 
 
+def test_the_command_line_takes_pairs_and_short_options(folders: dict[str, Path], cli: Cli) -> None:
+    words = [
+        "predict",
+        "classify",
+        "--model",
+        str(folders["multi"]),
+        "--dtype",
+        "float32",
+        "--top-k",
+        "2",
+        "--threshold",
+        "0",
+    ]
+    lines = ['["a text", "another"]', "a text", '["one"]', "[not JSON", '["a", 3]']
+    outcome = cli(*words, stdin="".join(f"{line}\n" for line in lines).encode())
+    assert outcome.code == 0, outcome.err
+    answers = [json.loads(line) for line in outcome.out.splitlines()]
+    local = raybert.load(folders["multi"], "classify", dtype="float32", top_k=2, threshold=0)
+    expected = [*local([("a text", "another")]), *local(lines[1:])]
+    for answer, wanted in zip(answers, expected, strict=True):
+        assert answer["scores"] == pytest.approx(wanted.scores, abs=1e-6)
+        assert sorted(answer["labels"]) == sorted(LABELS)
+    assert answers[0]["scores"] != answers[1]["scores"]
+
+
+def test_labels_of_one_name_keep_the_higher_score(tmp_path: Path) -> None:
+    config = {"id2label": {0: "same", 1: "other", 2: "same"}}
+    folder = write_tiny_checkpoint(tmp_path, heads=("classifier",), config=config)
+    for answer in raybert.load(folder, "classify", dtype="float32")(texts()[:20]):
+        assert answer.score == max(answer.scores.values()) == answer.scores[answer.label]
+
+
 def test_what_can_not_be_honoured(folders: dict[str, Path], tmp_path: Path) -> None:
     plain = write_tiny_checkpoint(tmp_path / "plain")
     with pytest.raises(CheckpointError, match="has no classifier among its weights; heads it has: pooler"):
@@ -149,5 +181,8 @@ def test_the_fingerprint_follows_the_head(folders: dict[str, Path], tmp_path: Pa
     with torch.no_grad():
         model.classifier.bias += 1
     model.save_pretrained(other)
-    marks = {mark(same), mark(other), mark(same, max_length=9), mark(same, activation="none"), mark(folders["multi"])}
-    assert len(marks) == 5
+    lower = write_tiny_checkpoint(
+        tmp_path / "lower", heads=("classifier",), config=PROBLEMS["single"], sentence={"do_lower_case": True}
+    )
+    marks = {mark(folder) for folder in (same, other, lower, folders["multi"])}
+    assert len(marks | {mark(same, max_length=9), mark(same, activation="none")}) == 6

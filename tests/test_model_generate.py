@@ -23,14 +23,16 @@ def decoder(seed: int, **fixed: Any) -> BertLMHeadModel:
     return model.eval()
 
 
-def their_words(ours: BertLMHeadModel, ids: torch.Tensor, mask: torch.Tensor | None, **settings: Any) -> torch.Tensor:
+def their_words(
+    ours: BertLMHeadModel, ids: torch.Tensor, mask: torch.Tensor | None, more: dict[str, Any], **settings: Any
+) -> torch.Tensor:
     config = transformers.BertConfig(**ours.config.to_dict(), attn_implementation="eager")
     theirs = transformers.BertLMHeadModel(config).eval()
     theirs.load_state_dict(ours.state_dict())
     generation = transformers.GenerationConfig(
         do_sample=False, pad_token_id=0, bos_token_id=None, eos_token_id=ours.config.eos_token_id, **settings
     )
-    return theirs.generate(ids, attention_mask=mask, generation_config=generation)
+    return theirs.generate(ids, attention_mask=mask, generation_config=generation, **more)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -47,9 +49,11 @@ def test_greedy_words_equal_transformers(seed: int) -> None:
     memory = {}
     if cross:
         memory["encoder_hidden_states"] = torch.randn(3, 4, model.config.hidden_size, generator=generator)
+    if seed % 2:
+        memory["token_type_ids"] = torch.randint(0, model.config.type_vocab_size, ids.shape, generator=generator)
     found = model.generate(ids, mask, max_new_tokens=15, **memory)
     if not cross:  # transformers' generate takes no states of an encoder beside a lone decoder
-        expected = their_words(model, ids, mask, max_new_tokens=15)
+        expected = their_words(model, ids, mask, memory, max_new_tokens=15)
         assert torch.equal(found, expected)
     assert torch.equal(model.generate(ids, mask, max_new_tokens=15, use_cache=False, **memory), found)
 

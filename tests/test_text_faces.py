@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import pickle
 import random
@@ -18,6 +19,7 @@ import transformers
 from raybert import BertTokenizer, BertTokenizerFast
 from raybert.checkpoint.hub import resolve
 from raybert.errors import CheckpointError, OutputError, SettingsError, UsageError
+from raybert.text.batch_encoding import BatchEncoding
 from raybert.text.vocabulary import clean_up
 from tests.fixtures import record_slow_tokenizer as slow
 from tests.tiny import stdlib_docstrings, write_json, write_tiny_checkpoint
@@ -106,12 +108,18 @@ def test_one_text_is_a_row_without_a_batch(pair: str | None) -> None:
     assert ours.encode(text, pair) == theirs.encode(text, pair)
     assert ours.tokenize(text, pair) == theirs.tokenize(text, pair)
     assert found.input_ids == found["input_ids"]
-    assert dict(ours([], [])) == {} or ours([])["input_ids"] == []
-    for row, token in ((0, 1), (0, 4)):
-        assert found.token_to_chars(row, token) == tuple(expected.token_to_chars(row, token))
-        assert found.token_to_word(row, token) == expected.token_to_word(row, token)
-    assert found.char_to_token(0, 3) == expected.char_to_token(0, 3)
-    assert found.word_to_tokens(0, 1) == tuple(expected.word_to_tokens(0, 1))
+    assert ours([])["input_ids"] == []
+    assert ours.encode(text, pair, verbose=False) == ours.encode(text, pair)
+    for place in ((1,), (0, 4)):
+        assert found.token_to_chars(*place) == tuple(expected.token_to_chars(*place))
+        assert found.token_to_word(*place) == expected.token_to_word(*place)
+        assert found.char_to_token(*place) == expected.char_to_token(*place)
+        assert found.char_to_word(*place) == expected.char_to_word(*place)
+        assert found.word_to_tokens(*place) == tuple(expected.word_to_tokens(*place))
+        assert found.word_to_chars(*place) == tuple(expected.word_to_chars(*place))
+    assert found.token_to_chars(1).start == 0
+    assert found.token_to_chars(0) is None
+    assert found[0].ids == found["input_ids"]
     with pytest.raises(AttributeError, match="has no 'labels'; it has input_ids"):
         _ = found.labels
 
@@ -142,6 +150,8 @@ def test_tensors(kind: str) -> None:
     assert ours("one", return_tensors=kind)["input_ids"].shape == (1, 3)
     if kind == "pt":
         assert found.to("meta")["input_ids"].device == torch.device("meta")
+    with_labels = BatchEncoding({"labels": [[0.0, 0.5]]}).convert_to_tensors(kind)
+    assert np.array_equal(np.asarray(with_labels["labels"]), np.array([[0.0, 0.5]], np.float32))
     with pytest.raises(UsageError, match="rows of unequal lengths make no tensor; pass padding=True"):
         ours(["a", "a b c"], return_tensors=kind)
 
@@ -189,7 +199,9 @@ def test_decode_takes_lists_arrays_tensors_and_batches() -> None:
     assert ours.decode([ids, ids[:2]]) == [expected, "[CLS] hello"]
     assert ours.decode(torch.tensor([ids])) == [expected]
     assert BertTokenizerFast(VOCABULARY).decode(ours("' a '")["input_ids"], True) == "' a '"
-    assert ours.decode(ids[1]) == "hello"
+    assert ours.decode(ids[1]) == ours.decode(np.int64(ids[1])) == "hello"
+    assert ours.decode(list(np.array(ids))) == ours.decode([torch.tensor(index) for index in ids]) == expected
+    assert ours.convert_ids_to_tokens(np.int64(ids[1])) == "hello"
     assert clean_up("do n't , I 'm") == "don't, I'm"
 
 
@@ -228,7 +240,14 @@ def test_never_split_words_stay_whole_and_added_tokens_beside_them() -> None:
 
 def test_saved_it_is_the_same_tokenizer_here_and_in_transformers(tmp_path: Path) -> None:
     ours = BertTokenizer(
-        VOCABULARY, do_lower_case=False, never_split=["C++"], model_max_length=128, padding_side="left"
+        VOCABULARY,
+        do_lower_case=False,
+        never_split=["C++"],
+        model_max_length=128,
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        cls_token="[MASK]",
+        eos_token="[SEP]",
     )
     ours.add_tokens(["fresh"])
     ours.add_special_tokens({"additional_special_tokens": ["[E1]"]})
@@ -243,11 +262,54 @@ def test_saved_it_is_the_same_tokenizer_here_and_in_transformers(tmp_path: Path)
             assert dict(theirs(text, **call)) == dict(ours(text, **call))
     assert (theirs.model_max_length, theirs.padding_side) == (128, "left")
     assert again.tokenize("C++") == ["C++"]
+    assert (again.cls_token, again.eos_token_id) == (theirs.cls_token, theirs.eos_token_id) == ("[MASK]", 102)
+    assert again.get_added_vocab() == ours.get_added_vocab()
+    assert sorted(path.name for path in (tmp_path / "t").iterdir()) == sorted(Path(path).name for path in paths)
     (path,) = ours.save_vocabulary(tmp_path, "my")
     assert Path(path) == tmp_path / "my-vocab.txt"
     assert Path(path).read_bytes() == VOCABULARY.read_bytes()
     with pytest.raises(OutputError, match=r"nowhere.*can't be written"):
         ours.save_vocabulary(tmp_path / "nowhere")
+
+
+def test_a_vocabulary_with_lines_twice_keeps_its_ids(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "a", "b"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+    ours = BertTokenizer(tmp_path / "vocab.txt")
+    (path,) = ours.save_vocabulary(tmp_path, "again")
+    assert ours("a b", add_special_tokens=False)["input_ids"] == [7, 8]
+    assert BertTokenizer(path).get_vocab() == ours.get_vocab()
+
+
+def test_special_tokens_are_named_anew() -> None:
+    ours, theirs = tokenizers_of(OPTIONS[0])
+    for tokenizer in (ours, theirs):
+        tokenizer.pad_token = "[MASK]"
+        tokenizer.bos_token = tokenizer.cls_token
+        assert tokenizer.add_special_tokens({"eos_token": "[END]"}) == 1
+    call = {"padding": True}
+    assert dict(ours(["a", "a b [END]"], **call)) == dict(theirs(["a", "a b [END]"], **call))
+    assert (ours.bos_token_id, ours.eos_token_id) == (theirs.bos_token_id, theirs.eos_token_id)
+    ours.cls_token = "[END]"
+    assert ours("a")["input_ids"][0] == ours.eos_token_id == len(ours) - 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_a_copy_is_the_same_tokenizer(copied: Any) -> None:
+    ours = BertTokenizer(VOCABULARY, never_split=["c++"], model_max_length=7)
+    ours.add_tokens(["freshtoken"])
+    again = copied(ours)
+    for text in ("a c++ freshtoken", *stdlib_docstrings(5)):
+        assert dict(again(text, truncation=True)) == dict(ours(text, truncation=True))
+    again.pad_token = "[MASK]"
+    assert ours.pad_token == "[PAD]"
+
+
+def test_the_references_enumerations_are_taken() -> None:
+    ours, _ = tokenizers_of(OPTIONS[0])
+    longest = transformers.utils.PaddingStrategy.MAX_LENGTH
+    cut = transformers.tokenization_utils_base.TruncationStrategy.LONGEST_FIRST
+    assert len(ours("a b", padding=longest, truncation=cut, max_length=9)["input_ids"]) == 9
 
 
 def test_from_pretrained_reads_the_settings(tmp_path: Path) -> None:
@@ -267,6 +329,12 @@ def test_fast_takes_a_vocabulary_or_a_tokenizer_file(tmp_path: Path) -> None:
     expected = BertTokenizer(folder / "vocab.txt")("The iterator, unaffable.")["input_ids"]
     for name, path in files.items():
         assert BertTokenizerFast(**{name: path})("The iterator, unaffable.")["input_ids"] == expected
+    other = BertTokenizer(folder / "vocab.txt")
+    other.add_tokens(["unaffable"])
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").rename(folder / "mine.json")
+    mine = BertTokenizerFast(tokenizer_file=folder / "mine.json")
+    assert "unaffable" in mine.tokenize("The iterator, unaffable.")
     with pytest.raises(CheckpointError, match=r"nothing\.json: no such file"):
         BertTokenizerFast(tokenizer_file=tmp_path / "nothing.json")
 
@@ -319,6 +387,13 @@ def test_options_that_can_not_be_meant(tmp_path: Path) -> None:
         BertTokenizer()
     with pytest.raises(SettingsError, match="do_lowercase: no option of this tokenizer"):
         BertTokenizer(VOCABULARY, do_lowercase=True)
+    for wrong, message in (
+        ({"never_split": "abc"}, "never_split: 'abc'; takes a list of words"),
+        ({"padding_side": "up"}, "padding_side: 'up' is none of right, left"),
+        ({"clean_text": False}, "clean_text, wordpieces_prefix: BERT's own"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            BertTokenizer(VOCABULARY, **wrong)
     with pytest.raises(CheckpointError, match=r"lacks '\[NOPE\]', its sep_token"):
         BertTokenizer(VOCABULARY, sep_token="[NOPE]")
     folder = write_tiny_checkpoint(tmp_path / "m", tokenizer_json=True)

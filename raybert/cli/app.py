@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +34,10 @@ Prompt = Annotated[str | None, typer.Option(help="Text put before every text.")]
 Dimensions = Annotated[int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N")]
 PoolingMode = Annotated[str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE")]
 Windows = Annotated[str | None, typer.Option(help="What happens to longer texts: truncate.", metavar="HOW")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="How many scores an answer holds.", metavar="N")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Multi-label: the lowest score of a given label.", metavar="SCORE")
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")]
 
@@ -54,7 +58,7 @@ def _root(
 
 
 @app.command()
-def predict(
+def predict(  # noqa: PLR0913  one parameter a flag
     task: Annotated[str, typer.Argument(help="embed or classify.", metavar="TASK")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")] = None,
     *,
@@ -66,6 +70,8 @@ def predict(
     dimensions: Dimensions = None,
     pooling: PoolingMode = None,
     windows: Windows = None,
+    top_k: TopK = None,
+    threshold: Threshold = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
@@ -78,6 +84,8 @@ def predict(
         "dimensions": dimensions,
         "pooling": pooling,
         "windows": windows,
+        "top_k": top_k,
+        "threshold": threshold,
     }
     (spec,) = words.head_specs([task], model=model, revision=revision, options=option or (), short=short)
     from raybert.cli.answers import plain
@@ -87,16 +95,19 @@ def predict(
         spec.model, spec.task, revision=spec.revision, device=device or "auto", dtype=dtype or "auto", **spec.options
     )
     source = iter(texts) if texts else _stdin_lines()
+    as_item = words.item if predictor.task.takes_pairs else str
     row = 0
-    while chunk := list(islice(source, _LINES_AT_ONCE)):
-        try:
-            answers = predictor(chunk)
-        except RowError as error:
-            raise RowError(row + error.row, error.reason, error.detail) from None
-        for answer in answers:
-            sys.stdout.write(json.dumps(plain(answer)) + "\n")
-        sys.stdout.flush()
-        row += len(chunk)
+    while lines := list(islice(source, _LINES_AT_ONCE)):
+        for _, group in groupby(map(as_item, lines), key=type):  # texts, or pairs
+            items = list(group)
+            try:
+                answers = predictor(items)
+            except RowError as error:
+                raise RowError(row + error.row, error.reason, error.detail) from None
+            for answer in answers:
+                sys.stdout.write(json.dumps(plain(answer)) + "\n")
+            sys.stdout.flush()
+            row += len(items)
 
 
 def _stdin_lines() -> Iterator[str]:
@@ -138,6 +149,8 @@ def run(  # noqa: PLR0913  one parameter a flag
     dimensions: Dimensions = None,
     pooling: PoolingMode = None,
     windows: Windows = None,
+    top_k: TopK = None,
+    threshold: Threshold = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left.")] = False,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS")] = None,
 ) -> None:
@@ -148,6 +161,8 @@ def run(  # noqa: PLR0913  one parameter a flag
         "dimensions": dimensions,
         "pooling": pooling,
         "windows": windows,
+        "top_k": top_k,
+        "threshold": threshold,
     }
     specs = words.head_specs(head, model=model, revision=revision, options=option or (), short=short)
     given: dict[str, Any] = {

@@ -43,7 +43,7 @@ def describe(model: str, revision: str | None = None) -> dict[str, Any]:
         "trunk": trunk_digest(checkpoint),
     }
     if "classifier" in heads:
-        facts["labels"] = list(config.labels)
+        facts["labels"] = [label for _, label in sorted(config.id2label.items())]
     try:
         return {**facts, **_embeddings(checkpoint)}
     except CheckpointError as error:  # other heads answer all the same

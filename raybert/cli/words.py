@@ -70,6 +70,18 @@ def option_value(text: str) -> Any:
     return text if isinstance(value, dict | list | str) else value
 
 
+def item(line: str) -> str | tuple[str, str]:
+    """A line of a task that takes pairs: ``["a", "b"]`` is one, anything else is a text."""
+    if line.startswith("["):
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            return line
+        if isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value):
+            return value[0], value[1]
+    return line
+
+
 def head_specs(
     heads: Sequence[str],
     *,

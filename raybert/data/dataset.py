@@ -108,10 +108,14 @@ def _check_columns(dataset: Any, specs: Sequence[HeadSpec], text_column: str, ve
         raise InputError("dataset: it has no rows, so no columns either")
     one_of("text_column", text_column, schema.names)
     program = open_program(specs)
+    taken = dict.fromkeys(schema.names, "the dataset")
     for spec in specs:
         for field in head_fields(program.tasks[spec.name], spec.name, vector_type):
-            if field.name in schema.names:
-                raise SettingsError(f"head {spec.name!r}: the dataset has a column {field.name!r}; use another name")
+            if field.name in taken:
+                raise SettingsError(
+                    f"head {spec.name!r}: {taken[field.name]} has a column {field.name!r}; use another name"
+                )
+            taken[field.name] = f"head {spec.name!r}"
 
 
 def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str) -> pa.Table:

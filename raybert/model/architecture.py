@@ -131,7 +131,7 @@ class BertModel(nn.Module):
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         add_pooling_layer: bool | None = None,
         **changes: Any,
     ) -> Self:
@@ -161,7 +161,7 @@ class BertModel(nn.Module):
         *,
         config: BertConfig | None = None,
         pooler: bool | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
     ) -> tuple[Self, LoadReport]:
         """As :meth:`from_pretrained`, from an open checkpoint, with the account of its weights."""
         reader = WeightReader(checkpoint.weight_files)
@@ -182,6 +182,16 @@ class BertModel(nn.Module):
             OutputError: the folder can't be made or written.
         """
         save_module(self, self.config, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.get_input_embeddings().weight.dtype
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""

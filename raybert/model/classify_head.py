@@ -9,10 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from raybert.checkpoint.config import BertConfig
 from raybert.checkpoint.folder import Checkpoint
 from raybert.model.attention import Layout
 from raybert.model.encoder import BertPooler
-from raybert.model.labelling import BertForSequenceClassification
+from raybert.model.filling import build_filled
+from raybert.model.initialise import Linear
+from raybert.model.readers import WeightReader
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits_NK: logits_NK.softmax(-1),
@@ -25,9 +28,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class ClassifyHead(nn.Module):
     """Scores of texts, in fp32 whatever the trunk's dtype."""
 
-    def __init__(self, pooler: BertPooler, classifier: nn.Linear, activation: str) -> None:
+    def __init__(self, config: BertConfig, activation: str) -> None:
         super().__init__()
-        self.pooler, self.classifier = pooler, classifier
+        self.pooler = BertPooler(config)
+        self.classifier = Linear(config.hidden_size, config.num_labels)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, hidden_TD: Tensor, layout: Layout) -> Tensor:
@@ -42,7 +46,10 @@ def load_classify_head(checkpoint: Checkpoint, activation: str) -> ClassifyHead:
     Raises:
         CheckpointError: it lacks them, or they don't fit its config.
     """
-    model, _ = BertForSequenceClassification.from_checkpoint(checkpoint)
-    pooler = model.bert.pooler
-    assert pooler is not None, "the class needs one"
-    return ClassifyHead(pooler, model.classifier, activation)
+    head, _ = build_filled(
+        lambda: ClassifyHead(checkpoint.config, activation),
+        WeightReader(checkpoint.weight_files),
+        place=checkpoint.path,
+        part=True,
+    )
+    return head

@@ -10,13 +10,23 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from raybert.checkpoint.names import TIED, canonical, canonical_names, head_of, is_buffer, is_pooler, lacks_heads
+from raybert.checkpoint.names import (
+    TIED,
+    canonical,
+    canonical_names,
+    head_of,
+    is_buffer,
+    is_pooler,
+    is_trunk,
+    lacks_heads,
+)
 from raybert.checkpoint.weights import TensorEntry
 from raybert.errors import CheckpointError, UsageError
 from raybert.model.readers import WeightReader
 
 Module = TypeVar("Module", bound=nn.Module)
 
+_WHICH_LABELS = "config.json's num_labels (or id2label) says how many labels a head has, multiple choice has one"
 POOLER_FAMILY = "pooler"
 _FLOATING = ("float32", "float16", "bfloat16", "float64")
 
@@ -47,7 +57,8 @@ def build_filled(
     reader: WeightReader,
     *,
     place: Path,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    part: bool = False,
     fresh: Collection[str] = (),
     remedy: str = "load another checkpoint",
 ) -> tuple[Module, LoadReport]:
@@ -60,6 +71,7 @@ def build_filled(
         reader: the checkpoint's tensors.
         place: the checkpoint, for messages.
         dtype: of the parameters; None means float32, whatever the file's.
+        part: whether the module is a head alone; the trunk's names are then passed by.
         fresh: canonical names of parameters that keep the numbers ``build`` draws. Without any, nothing is drawn.
         remedy: for a checkpoint that lacks a head.
 
@@ -67,9 +79,7 @@ def build_filled(
         CheckpointError: a name is missing, unknown, or has another shape or kind of dtype.
         UsageError: ``dtype`` is not a floating one.
     """
-    dtype = torch.float32 if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise UsageError(f"dtype: {dtype} is not a floating dtype; use torch.float32, bfloat16 or float16")
+    dtype = _floating(dtype)
     if fresh:
         module = build().to(dtype)
     else:
@@ -78,7 +88,10 @@ def build_filled(
     own = {canonical(name): (name, tensor) for name, tensor in module.state_dict().items()}
     ties = _ties(module)
     stored = canonical_names(reader.names)
-    report = _account(stored, [name for name in own if name not in fresh], ties, reader, place, remedy)
+    wanted = [name for name in own if name not in fresh]
+    passed_by = {name for name in stored if part and is_trunk(name)}
+    account = {name: original for name, original in stored.items() if name not in passed_by}
+    report = _account(account, wanted, ties, reader, place, remedy)
     for name in report.loaded:
         _check(reader.entry(stored[name]), tuple(own[name][1].shape))
     # Copied out of the mapping: torch aligns its own memory, and kernels round differently on other addresses,
@@ -89,6 +102,8 @@ def build_filled(
         for name in report.loaded
     }
     tensors |= {name: own[name][1] for name in fresh}
+    # Drawn beside embeddings that are loaded now: it is these that are meant.
+    tensors |= {copy: tensors[source] for copy, source in ties.items() if copy in fresh}
     _share_tied(tensors, ties)
     module.load_state_dict({own[name][0]: tensor for name, tensor in tensors.items()}, strict=True, assign=True)
     for copy, source in ties.items():
@@ -96,6 +111,14 @@ def build_filled(
             parent, _, attribute = own[copy][0].rpartition(".")
             setattr(module.get_submodule(parent), attribute, module.get_parameter(own[source][0]))
     return module.eval(), report
+
+
+def _floating(dtype: torch.dtype | str | None) -> torch.dtype:
+    """The dtype that is meant: float32 for None, torch's for its name."""
+    found = torch.float32 if dtype is None else getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(f"dtype: {dtype} is not a floating dtype; use torch.float32, bfloat16 or float16")
+    return found
 
 
 def _ties(module: nn.Module) -> dict[str, str]:
@@ -170,8 +193,8 @@ def _first_and_more(names: Sequence[str]) -> str:
 def _check(entry: TensorEntry, expected: tuple[int, ...]) -> None:
     place = f"{entry.file}: weight {entry.name!r}"
     if entry.shape != expected:
-        labels = "; config.json's num_labels (or id2label) must say how many labels the head has"
-        why = labels if head_of(canonical(entry.name)) == "classifier" and entry.shape[1:] == expected[1:] else ""
+        is_classifier = head_of(canonical(entry.name)) == "classifier" and entry.shape[1:] == expected[1:]
+        why = f"; {_WHICH_LABELS}" if is_classifier else ""
         raise CheckpointError(f"{place} has shape {entry.shape}; expected {expected}{why}")
     if entry.dtype not in _FLOATING:
         raise CheckpointError(f"{place} has dtype {entry.dtype}; expected one of {', '.join(_FLOATING)}")

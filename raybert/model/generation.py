@@ -83,6 +83,7 @@ def generate(
     model: Decoder,
     input_ids: Tensor,
     attention_mask: Tensor | None,
+    token_type_ids: Tensor | None,
     choice: Choice,
     *,
     max_new_tokens: int,
@@ -102,6 +103,7 @@ def generate(
     end_ids = torch.tensor(ends, device=input_ids.device, dtype=input_ids.dtype)
     ids_BS = input_ids
     mask_BS = torch.ones_like(ids_BS) if attention_mask is None else attention_mask.to(ids_BS.dtype)
+    types_BS = token_type_ids
     done_B = torch.zeros(len(ids_BS), dtype=torch.bool, device=ids_BS.device)
     cache = None
     with torch.no_grad():
@@ -112,6 +114,7 @@ def generate(
             output = model(
                 ids_BS[:, fresh],
                 attention_mask=mask_BS,
+                token_type_ids=None if types_BS is None else types_BS[:, fresh],
                 position_ids=position_BS[:, fresh],
                 past_key_values=cache,
                 use_cache=use_cache,
@@ -123,6 +126,8 @@ def generate(
             word_B = choice.next_word(output.logits[:, -1]).to(ids_BS.dtype).masked_fill(done_B, pad)
             ids_BS = torch.cat([ids_BS, word_B[:, None]], dim=1)
             mask_BS = torch.cat([mask_BS, torch.ones_like(word_B)[:, None]], dim=1)
+            if types_BS is not None:
+                types_BS = torch.cat([types_BS, types_BS[:, -1:]], dim=1)
             done_B = done_B | torch.isin(word_B, end_ids)
             if bool(done_B.all()):
                 break

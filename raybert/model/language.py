@@ -271,6 +271,7 @@ class BertLMHeadModel(_LanguageModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
         *,
         max_new_tokens: int = 20,
         do_sample: bool = False,
@@ -289,6 +290,7 @@ class BertLMHeadModel(_LanguageModel):
         Args:
             input_ids: [B, S], what each text begins with; pad shorter ones on the left.
             attention_mask: [B, S], 0 at the padding.
+            token_type_ids: [B, S]; added words are of the last one's type.
             max_new_tokens: how many words to add at most.
             do_sample: draw words; False takes the likeliest each time.
             temperature: above 1 evens the draws out, below 1 sharpens them.
@@ -312,6 +314,7 @@ class BertLMHeadModel(_LanguageModel):
             self,
             input_ids,
             attention_mask,
+            token_type_ids,
             choice,
             max_new_tokens=max_new_tokens,
             eos_token_id=eos_token_id,

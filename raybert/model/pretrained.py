@@ -60,7 +60,7 @@ class BertPreTrainedModel(nn.Module):
         revision: str | None = None,
         token: str | None = None,
         cache_dir: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         new_head: bool = False,
         seed: int = 0,
         **changes: Any,
@@ -94,7 +94,7 @@ class BertPreTrainedModel(nn.Module):
         checkpoint: Checkpoint,
         *,
         config: BertConfig | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         new_head: bool = False,
         seed: int = 0,
     ) -> tuple[Self, LoadReport]:
@@ -109,8 +109,9 @@ class BertPreTrainedModel(nn.Module):
                 fresh |= set(POOLER)
             told = ", ".join(sorted(fresh))
             logging.getLogger("raybert").info("%s: new weights from seed %d for %s", checkpoint.name, seed, told)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[], enabled=new_head):
+            if new_head:
+                torch.default_generator.manual_seed(seed)
             model, report = build_filled(
                 lambda: cls(own_config), reader, place=checkpoint.path, dtype=dtype, fresh=fresh, remedy=_REMEDY
             )
@@ -123,6 +124,16 @@ class BertPreTrainedModel(nn.Module):
             OutputError: the folder can't be made or written.
         """
         save_module(self, self.config, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.get_input_embeddings().weight.dtype
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -14,6 +10,7 @@ from torch import Tensor, nn
 
 from raybert.checkpoint.config import BertConfig
 from raybert.checkpoint.names import TIED, canonical
+from raybert.checkpoint.wholefile import write_text, write_whole
 from raybert.errors import OutputError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -36,11 +33,11 @@ def save_module(module: nn.Module, config: BertConfig, folder: Path | str) -> No
     text = saved.to_json_string()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(
+        write_whole(
             {
                 # The metadata is how the reference recognises torch's layout.
                 folder / WEIGHTS_FILE: lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-                folder / CONFIG_FILE: lambda path: _write_text(path, text),
+                folder / CONFIG_FILE: lambda path: write_text(path, text),
             }
         )
     except (OSError, SafetensorError) as error:
@@ -64,23 +61,3 @@ def _own_tensors(module: nn.Module, *, tied: bool) -> dict[str, Tensor]:
         tensors[name] = tensor.clone() if tensor.data_ptr() in addresses else tensor
         addresses.add(tensor.data_ptr())
     return tensors
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _write_whole(writers: dict[Path, Callable[[Path], None]]) -> None:
-    """Have all files written beside their places and flushed to the disk, then moved there."""
-    beside = {path: path.with_name(f".{path.name}.{uuid.uuid4().hex}") for path in writers}
-    try:
-        for path, write in writers.items():
-            write(beside[path])
-            with beside[path].open("rb+") as file:
-                os.fsync(file.fileno())
-        for path, written in beside.items():
-            written.replace(path)
-    finally:
-        for written in beside.values():
-            with contextlib.suppress(OSError):
-                written.unlink(missing_ok=True)

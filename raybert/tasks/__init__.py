@@ -33,6 +33,7 @@ class Task(Protocol):
     """One head's definition: checkpoint and resolved options, no weights until `module` is called."""
 
     name: str
+    takes_pairs: bool
     checkpoint: Checkpoint
 
     @property

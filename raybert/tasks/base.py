@@ -23,6 +23,7 @@ class TextTask(ABC):
     Attributes:
         name: the task's own name.
         version: raised when its answers change.
+        takes_pairs: whether an item may be a pair of texts.
         OPTIONS: names of its options.
         checkpoint: the opened checkpoint.
         prompt: text put before every text.
@@ -33,6 +34,7 @@ class TextTask(ABC):
 
     name: str
     version: int
+    takes_pairs = False
     OPTIONS: ClassVar[tuple[str, ...]]
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any], *, prompt: str = "") -> None:

@@ -59,6 +59,7 @@ class Classify(TextTask):
 
     name = "classify"
     version = 1
+    takes_pairs = True
     OPTIONS = ("activation", "max_length", "threshold", "top_k", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
@@ -79,6 +80,7 @@ class Classify(TextTask):
         return {
             "activation": self.activation,
             "labels": list(self.labels),
+            "lower_case": self.lower_case,
             "max_length": self.max_length,
             "threshold": self.threshold if self.is_multi_label else None,
             "windows": self.windows,
@@ -112,9 +114,10 @@ class Classify(TextTask):
 
     def _answer(self, scores: np.ndarray) -> Classification:
         order = np.argsort(-scores, kind="stable")  # of equal scores the first label goes before
-        best = {self.labels[place]: float(scores[place]) for place in order[: self.top_k]}
-        label = self.labels[order[0]]
-        return Classification(label, best[label], best, self._over_threshold(scores))
+        best: dict[str, float] = {}
+        for place in order[: self.top_k]:
+            best.setdefault(self.labels[place], float(scores[place]))  # of equal names the higher score counts
+        return Classification(self.labels[order[0]], float(scores[order[0]]), best, self._over_threshold(scores))
 
     def _over_threshold(self, scores: np.ndarray) -> list[str] | None:
         if not self.is_multi_label:

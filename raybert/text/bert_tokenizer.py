@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,10 +12,11 @@ from tokenizers import AddedToken
 
 from raybert.checkpoint.hub import resolve
 from raybert.checkpoint.jsonfile import read_json_object
+from raybert.config import one_of
 from raybert.errors import CheckpointError, SettingsError, UsageError
-from raybert.text.batch_encoding import BatchEncoding
+from raybert.text.batch_encoding import BatchEncoding, Texts, library_rows
 from raybert.text.build import build
-from raybert.text.files import BERT_NAMES, Definition, Options, read_definition, read_vocabulary
+from raybert.text.files import ROLES, Definition, Options, read_definition, read_vocabulary
 from raybert.text.vocabulary import Vocabulary
 
 UNLIMITED = int(1e30)
@@ -26,8 +26,6 @@ _STRATEGIES = ("longest_first", "only_first", "only_second", "do_not_truncate")
 _PADDINGS = ("longest", "max_length", "do_not_pad")
 _SIDES = ("right", "left")
 _INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-
-Texts = str | Sequence[str] | Sequence[Sequence[str]]
 
 
 class BertTokenizer(Vocabulary):
@@ -45,7 +43,7 @@ class BertTokenizer(Vocabulary):
         mask_token: what is to be predicted.
         tokenize_chinese_chars: whether each CJK ideograph is a word.
         strip_accents: whether combining marks go; None: when letters become small.
-        clean_up_tokenization_spaces: whether `decode` takes spaces before punctuation out.
+        clean_up_tokenization_spaces: whether `decode` takes spaces before punctuation out; None: the class's own.
         model_max_length: tokens that the model takes.
         padding_side: "right" or "left".
         truncation_side: the side that is cut, "right" or "left".
@@ -82,7 +80,7 @@ class BertTokenizer(Vocabulary):
             do_lower_case=do_lower_case,
             strip_accents=strip_accents,
             tokenize_chinese_chars=tokenize_chinese_chars,
-            never_split=tuple(never_split or ()),
+            never_split=_words(never_split),
             do_basic_tokenize=do_basic_tokenize,
         )
         named = {
@@ -98,7 +96,7 @@ class BertTokenizer(Vocabulary):
             files=(path,),
             options=options,
             vocabulary=read_vocabulary(path),
-            names={role: _special(token) for role, token in named.items()},
+            names={role: _special(token) for role, token in named.items()} | _roles(settings),
             extra=tuple(_special(token) for token in settings.pop("additional_special_tokens", None) or ()),
             split_special=bool(settings.pop("split_special_tokens", False)),
         )
@@ -113,17 +111,20 @@ class BertTokenizer(Vocabulary):
         padding_side: str = "right",
         truncation_side: str = "right",
         model_input_names: Sequence[str] = _INPUTS,
+        clean_text: bool = True,
+        wordpieces_prefix: str = "##",
         **unknown: Any,
     ) -> None:
         if unknown:
             raise SettingsError(f"{next(iter(unknown))}: no option of this tokenizer")
+        if not clean_text or wordpieces_prefix != "##":
+            raise SettingsError("clean_text, wordpieces_prefix: BERT's own, True and '##', are the only ones there are")
         cleans = clean_up_tokenization_spaces
         self.clean_up_tokenization_spaces = self._cleans_up if cleans is None else cleans
         self.model_max_length = UNLIMITED if model_max_length is None else int(model_max_length)
-        self.padding_side = _one_of("padding_side", padding_side, _SIDES)
-        self.truncation_side = _one_of("truncation_side", truncation_side, _SIDES)
+        self.padding_side = one_of("padding_side", padding_side, _SIDES)
+        self.truncation_side = one_of("truncation_side", truncation_side, _SIDES)
         self.model_input_names = list(model_input_names)
-        self._lock = threading.Lock()
         self._define(definition, build(definition))
 
     @classmethod
@@ -185,6 +186,7 @@ class BertTokenizer(Vocabulary):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
+        verbose: bool = True,
     ) -> BatchEncoding:
         """Encode a text, a pair, or a list of either.
 
@@ -208,12 +210,13 @@ class BertTokenizer(Vocabulary):
             return_special_tokens_mask: 1 at special tokens and padding.
             return_offsets_mapping: where each token lies in its text, as (start, end) in code points.
             return_length: how many tokens each row has.
+            verbose: of the reference; nothing here warns.
 
         Raises:
             UsageError: an argument is out of range, or the texts and their pairs differ in number.
         """
-        batched, rows = _rows(text, text_pair, words=is_split_into_words)
-        with self._lock:  # the library's limits belong to the tokenizer, not to a call
+        batched, rows = library_rows(text, text_pair, words=is_split_into_words)
+        with self._lock:  # the library's limits belong to its tokenizer, not to a call
             try:
                 self._limit(padding, truncation, max_length, stride, pad_to_multiple_of, padding_side)
                 encodings = self.backend.encode_batch(
@@ -327,7 +330,7 @@ class BertTokenizerFast(BertTokenizer):
         path = Path(tokenizer_file)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
-        definition = dataclasses.replace(read_definition(path.parent), files=(path,))
+        definition = read_definition(path.parent, json_path=path)
         self._set_up(_changed(definition, options), **options)
 
 
@@ -336,9 +339,8 @@ def _changed(definition: Definition, changes: dict[str, Any]) -> Definition:
     known = {option.name for option in dataclasses.fields(Options)}
     ours = {name: changes.pop(name) for name in list(changes) if name in known}
     if "never_split" in ours:
-        ours["never_split"] = tuple(ours["never_split"] or ())
-    names = dict(definition.names)
-    names |= {role: _special(changes.pop(role)) for role in list(changes) if role in BERT_NAMES}
+        ours["never_split"] = _words(ours["never_split"])
+    names = definition.names | _roles(changes)
     extra = changes.pop("additional_special_tokens", None)
     split = changes.pop("split_special_tokens", definition.split_special)
     if ours and definition.options is None:
@@ -350,6 +352,17 @@ def _changed(definition: Definition, changes: dict[str, Any]) -> Definition:
         extra=definition.extra if extra is None else tuple(_special(token) for token in extra),
         split_special=bool(split),
     )
+
+
+def _words(never_split: Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(never_split, str):
+        raise SettingsError(f"never_split: {never_split!r}; takes a list of words, pass [{never_split!r}]")
+    return tuple(never_split or ())
+
+
+def _roles(settings: dict[str, Any]) -> dict[str, AddedToken]:
+    """The special tokens among settings, which they are taken out of."""
+    return {role: _special(settings.pop(role)) for role in list(settings) if role in ROLES and settings[role]}
 
 
 def _said(value: bool | str, yes: str, no: str) -> str:
@@ -364,22 +377,7 @@ def _special(token: str | AddedToken) -> AddedToken:
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise UsageError(f"{name}: {value!r}; takes one of {', '.join(allowed)}")
-    return str(value)
-
-
-def _rows(text: Texts, pairs: Texts | None, *, words: bool) -> tuple[bool, list[Any]]:
-    """Whether a list was given, and the library's rows."""
-    is_list = isinstance(text, list | tuple)
-    batched = is_list and (not words or bool(text and isinstance(text[0], list | tuple)))
-    if not is_list and not isinstance(text, str):
-        raise UsageError(f"text: {type(text).__name__}; takes a text or a list of texts")
-    if not batched:
-        return False, [(text, pairs)] if pairs else [text]
-    if pairs is None:
-        return True, list(text)
-    if isinstance(pairs, str) or len(pairs) != len(text):
-        given = "one text" if isinstance(pairs, str) else f"{len(pairs)} texts"
-        raise UsageError(f"text_pair: {given} beside {len(text)} texts; give a list of as many")
-    return True, list(zip(text, pairs, strict=True))
+    for known in allowed:
+        if value == known:  # the reference's enumerations equal their names
+            return known
+    raise UsageError(f"{name}: {value!r}; takes one of {', '.join(allowed)}")

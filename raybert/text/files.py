@@ -92,7 +92,7 @@ class Definition:
     keep: Literal["first", "last"] = "first"
 
 
-def read_definition(folder: Path) -> Definition:
+def read_definition(folder: Path, *, json_path: Path | None = None) -> Definition:
     """Read the tokenizer of a checkpoint folder.
 
     tokenizer_config.json decides as in the reference: if it names BERT's tokenizer or none, its options (or
@@ -100,10 +100,14 @@ def read_definition(folder: Path) -> Definition:
     or is absent, tokenizer.json stands as it is. (Without any tokenizer_config.json the reference would
     lower-case whatever tokenizer.json says; raybert does not.) Without tokenizer.json, vocab.txt is read.
 
+    Args:
+        folder: the checkpoint.
+        json_path: another file in place of its tokenizer.json.
+
     Raises:
         CheckpointError: a file is missing, malformed, or names a tokenizer that can't be built from it.
     """
-    json_path, vocab_path = folder / "tokenizer.json", folder / "vocab.txt"
+    json_path, vocab_path = json_path or folder / "tokenizer.json", folder / "vocab.txt"
     config_path = folder / "tokenizer_config.json"
     files = [path for path in (json_path, config_path) if path.is_file()]
     config = read_json_object(config_path) if config_path in files else {}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken
 
+from raybert.checkpoint.wholefile import write_text, write_whole
 from raybert.errors import OutputError, UsageError
 from raybert.text.build import build, stand_ins
 from raybert.text.files import ROLES, Definition
@@ -43,12 +46,37 @@ class Vocabulary:
     backend: tokenizers.Tokenizer
     clean_up_tokenization_spaces: bool
     model_max_length: int
+    model_input_names: list[str]
     padding_side: str
     truncation_side: str
+    is_fast = True
+    pad_token_type_id = 0
 
     def _define(self, definition: Definition, backend: tokenizers.Tokenizer) -> None:
-        self._definition, self._more = definition, list[AddedToken]()
+        self._lock = threading.Lock()
+        # A dict of its own: roles are changed in it.
+        self._definition = replace(definition, names=dict(definition.names))
+        self._more: list[AddedToken] = []
         self._take(backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in {"_lock", "backend"}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The library's own copy numbers tokens anew where some were added beside stand-ins.
+        self.__dict__.update(state, _lock=threading.Lock())
+        self._take(build(self._definition, self._more))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """``tokenizer.pad_token = "[MASK]"`` names a special token, which calls use from now on."""
+        if name not in ROLES or "_definition" not in self.__dict__:
+            super().__setattr__(name, value)
+            return
+        token = value if isinstance(value, AddedToken) else AddedToken(value, special=True)
+        if self.backend.token_to_id(token.content) is None:
+            self._more.append(token)
+        self._definition.names[name] = token
+        self._take(build(self._definition, self._more))
 
     def _take(self, backend: tokenizers.Tokenizer) -> None:
         """Use a tokenizer that was just made, and know what its stand-ins stand for."""
@@ -90,6 +118,20 @@ class Vocabulary:
         return {token: index for token, index in vocabulary.items() if token not in self._words}
 
     @property
+    def vocab(self) -> dict[str, int]:
+        """`get_vocab`."""
+        return self.get_vocab()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Token -> id of the added tokens."""
+        return {token.content: index for index, token in self.added_tokens_decoder.items()}
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Id -> added token."""
+        return dict(sorted(self.backend.get_added_tokens_decoder().items()))
+
+    @property
     def special_tokens_map(self) -> dict[str, str]:
         """Role -> special token, of those there are."""
         return {role: getattr(self, role) for role in ROLES if getattr(self, role) is not None}
@@ -119,6 +161,8 @@ class Vocabulary:
         Raises:
             UsageError: an id is no token's.
         """
+        if hasattr(ids, "tolist"):
+            ids = ids.tolist()
         if isinstance(ids, int):
             token = None if ids in self._real_id else self.backend.id_to_token(ids)
             if token is None:
@@ -145,7 +189,7 @@ class Vocabulary:
         ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
         if isinstance(ids, int):
             ids = [ids]
-        ids = list(ids)
+        ids = [index.tolist() if hasattr(index, "tolist") else index for index in ids]
         if ids and not isinstance(ids[0], int):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -224,8 +268,8 @@ class Vocabulary:
                 count += self.add_tokens(list(value), special_tokens=True)
             elif role in ROLES:
                 token = value if isinstance(value, AddedToken) else AddedToken(value, special=True)
-                count += self.add_tokens(token, special_tokens=True)
-                self._definition.names[role] = token
+                count += self.backend.token_to_id(token.content) is None
+                setattr(self, role, token)
             else:
                 raise UsageError(f"special_tokens_dict: {role!r}; takes {', '.join(ROLES)}, additional_special_tokens")
         return count
@@ -237,9 +281,14 @@ class Vocabulary:
             OutputError: it can't be written.
         """
         path = Path(save_directory, f"{filename_prefix}-vocab.txt" if filename_prefix else "vocab.txt")
-        by_id = sorted((index, token) for token, index in self._definition.vocabulary.items())
-        _write(path, "".join(f"{token}\n" for _, token in by_id))
+        _write({path: self._vocabulary_text()})
         return (str(path),)
+
+    def _vocabulary_text(self) -> str:
+        """Lines by id. Ids that no token has (of lines that came twice) repeat the last line, which counts."""
+        by_id = {index: token for token, index in self._definition.vocabulary.items()}
+        highest = max(by_id)
+        return "".join(f"{by_id.get(index, by_id[highest])}\n" for index in range(highest + 1))
 
     def save_pretrained(self, folder: str | Path) -> tuple[str, ...]:
         """Write vocab.txt, tokenizer.json and tokenizer_config.json, which the reference loads too.
@@ -256,10 +305,13 @@ class Vocabulary:
         saved = self.backend if plain else build(_without_stand_ins(self._definition), self._more)
         state = json.loads(saved.to_str())
         state["truncation"] = state["padding"] = None
-        _write(folder / "tokenizer.json", json.dumps(state, ensure_ascii=False))
-        _write(folder / "tokenizer_config.json", json.dumps(self._settings(saved), indent=2, ensure_ascii=False))
-        vocabulary = self.save_vocabulary(folder)
-        return (*vocabulary, str(folder / "tokenizer.json"), str(folder / "tokenizer_config.json"))
+        files = {
+            folder / "vocab.txt": self._vocabulary_text(),
+            folder / "tokenizer.json": json.dumps(state, ensure_ascii=False),
+            folder / "tokenizer_config.json": json.dumps(self._settings(saved), indent=2, ensure_ascii=False),
+        }
+        _write(files)
+        return tuple(map(str, files))
 
     def _settings(self, saved: tokenizers.Tokenizer) -> dict[str, Any]:
         options = self._definition.options
@@ -273,6 +325,7 @@ class Vocabulary:
             "additional_special_tokens": extra,
             "added_tokens_decoder": added,
             "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
+            "model_input_names": self.model_input_names,
             "model_max_length": self.model_max_length,
             "padding_side": self.padding_side,
             "truncation_side": self.truncation_side,
@@ -297,8 +350,9 @@ def _plain(token: AddedToken) -> dict[str, Any]:
     return {flag: getattr(token, flag) for flag in flags}
 
 
-def _write(path: Path, text: str) -> None:
+def _write(files: Mapping[Path, str]) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
+        write_whole({path: partial(write_text, text=text) for path, text in files.items()})
+    except (OSError, UnicodeEncodeError) as error:
+        folder = next(iter(files)).parent
+        raise OutputError(f"{folder}: the tokenizer can't be written: {error}") from error
