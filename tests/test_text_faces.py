@@ -305,13 +305,6 @@ def test_a_copy_is_the_same_tokenizer(copied: Any) -> None:
     assert ours.pad_token == "[PAD]"
 
 
-def test_the_references_enumerations_are_taken() -> None:
-    ours, _ = tokenizers_of(OPTIONS[0])
-    longest = transformers.utils.PaddingStrategy.MAX_LENGTH
-    cut = transformers.tokenization_utils_base.TruncationStrategy.LONGEST_FIRST
-    assert len(ours("a b", padding=longest, truncation=cut, max_length=9)["input_ids"]) == 9
-
-
 def test_from_pretrained_reads_the_settings(tmp_path: Path) -> None:
     folder = write_tiny_checkpoint(tmp_path / "m", tokenizer={"do_lower_case": False, "padding_side": "left"})
     ours, theirs = BertTokenizer.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,7 +15,9 @@ from raybert.config import one_of
 from raybert.errors import CheckpointError, SettingsError, UsageError
 from raybert.text.batch_encoding import BatchEncoding, Texts, library_rows
 from raybert.text.build import build
-from raybert.text.files import ROLES, Definition, Options, read_definition, read_vocabulary
+from raybert.text.files import Definition, Options, read_definition, read_vocabulary
+from raybert.text.overrides import changed, never_split_words, roles, special
+from raybert.text.padding import Fill, by_name
 from raybert.text.vocabulary import Vocabulary
 
 UNLIMITED = int(1e30)
@@ -80,7 +81,7 @@ class BertTokenizer(Vocabulary):
             do_lower_case=do_lower_case,
             strip_accents=strip_accents,
             tokenize_chinese_chars=tokenize_chinese_chars,
-            never_split=_words(never_split),
+            never_split=never_split_words(never_split),
             do_basic_tokenize=do_basic_tokenize,
         )
         named = {
@@ -96,8 +97,8 @@ class BertTokenizer(Vocabulary):
             files=(path,),
             options=options,
             vocabulary=read_vocabulary(path),
-            names={role: _special(token) for role, token in named.items()} | _roles(settings),
-            extra=tuple(_special(token) for token in settings.pop("additional_special_tokens", None) or ()),
+            names={role: special(token) for role, token in named.items()} | roles(settings),
+            extra=tuple(special(token) for token in settings.pop("additional_special_tokens", None) or ()),
             split_special=bool(settings.pop("split_special_tokens", False)),
         )
         self._set_up(definition, clean_up_tokenization_spaces=clean_up_tokenization_spaces, **settings)
@@ -163,7 +164,7 @@ class BertTokenizer(Vocabulary):
         )
         settings = {name: stored[name] for name in kept if stored.get(name) is not None}
         made = cls.__new__(cls)
-        made._set_up(_changed(definition, changes), **settings | changes)
+        made._set_up(changed(definition, changes), **settings | changes)
         return made
 
     def __call__(  # noqa: PLR0913  the reference's arguments
@@ -245,6 +246,53 @@ class BertTokenizer(Vocabulary):
             data = {name: values[0] if isinstance(values[0], list) else values for name, values in data.items()}
         return BatchEncoding(data, flat, self._words).convert_to_tensors(return_tensors)
 
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        *,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Fill up what calls gave, one encoding or several: as collators do.
+
+        Args:
+            encoded_inputs: what a call gave, or a list of such.
+            padding: True or "longest", "max_length", or False.
+            max_length: for "max_length"; None takes ``model_max_length``.
+            pad_to_multiple_of: pad a little further, to a multiple of this.
+            padding_side: "right" or "left"; None takes the tokenizer's.
+            return_attention_mask: add a mask where there is none; None: if calls return one.
+            return_tensors: "pt", "np", or None for lists.
+            verbose: of the reference; nothing here warns.
+
+        Raises:
+            UsageError: there are no ids, or an argument is out of range.
+        """
+        batched, rows = by_name(encoded_inputs)
+        if self._returns("attention_mask", return_attention_mask) and "attention_mask" not in rows:
+            rows["attention_mask"] = [[1] * len(row) for row in rows["input_ids"]]
+        how = _one_of("padding", _said(padding, "longest", "do_not_pad"), _PADDINGS)
+        limit = self.model_max_length if max_length is None else max_length
+        if how == "longest" or (how == "max_length" and limit < UNLIMITED // 10**10):
+            side = _one_of("padding_side", padding_side or self.padding_side, _SIDES)
+            length = limit if how == "max_length" else None
+            fill = Fill(values=self._fillings(), length=length, multiple=pad_to_multiple_of, side=side)
+            rows = fill(rows)
+        data = rows if batched else {name: values[0] for name, values in rows.items()}
+        return BatchEncoding(data).convert_to_tensors(return_tensors)
+
+    def _fillings(self) -> dict[str, int]:
+        if self.pad_token_id is None:
+            raise UsageError("padding: this tokenizer has no [PAD]; set pad_token")
+        return {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+
+    encode_plus = batch_encode_plus = __call__
+
     def encode(self, text: Texts, text_pair: Texts | None = None, **arguments: Any) -> Any:
         """The ids of one text or pair; arguments as for a call."""
         return self(text, text_pair, **arguments)["input_ids"]
@@ -292,11 +340,9 @@ class BertTokenizer(Vocabulary):
         if fill == "do_not_pad" or (fill == "max_length" and not is_limited):
             self.backend.no_padding()
             return
-        if self.pad_token_id is None:
-            raise UsageError("padding: this tokenizer has no [PAD]; call add_special_tokens({'pad_token': '[PAD]'})")
         self.backend.enable_padding(
             direction=_one_of("padding_side", padding_side or self.padding_side, _SIDES),
-            pad_id=self.pad_token_id,
+            pad_id=self._fillings()["input_ids"],
             pad_token=self.pad_token,
             length=limit if fill == "max_length" else None,
             pad_to_multiple_of=pad_to_multiple_of,
@@ -331,38 +377,7 @@ class BertTokenizerFast(BertTokenizer):
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
         definition = read_definition(path.parent, json_path=path)
-        self._set_up(_changed(definition, options), **options)
-
-
-def _changed(definition: Definition, changes: dict[str, Any]) -> Definition:
-    """A definition with other options; those it knows are taken out of ``changes``."""
-    known = {option.name for option in dataclasses.fields(Options)}
-    ours = {name: changes.pop(name) for name in list(changes) if name in known}
-    if "never_split" in ours:
-        ours["never_split"] = _words(ours["never_split"])
-    names = definition.names | _roles(changes)
-    extra = changes.pop("additional_special_tokens", None)
-    split = changes.pop("split_special_tokens", definition.split_special)
-    if ours and definition.options is None:
-        raise SettingsError(f"{next(iter(ours))}: this tokenizer.json stands as it is; change it in the file")
-    return dataclasses.replace(
-        definition,
-        options=dataclasses.replace(definition.options, **ours) if definition.options is not None else None,
-        names=names,
-        extra=definition.extra if extra is None else tuple(_special(token) for token in extra),
-        split_special=bool(split),
-    )
-
-
-def _words(never_split: Iterable[str] | None) -> tuple[str, ...]:
-    if isinstance(never_split, str):
-        raise SettingsError(f"never_split: {never_split!r}; takes a list of words, pass [{never_split!r}]")
-    return tuple(never_split or ())
-
-
-def _roles(settings: dict[str, Any]) -> dict[str, AddedToken]:
-    """The special tokens among settings, which they are taken out of."""
-    return {role: _special(settings.pop(role)) for role in list(settings) if role in ROLES and settings[role]}
+        self._set_up(changed(definition, options), **options)
 
 
 def _said(value: bool | str, yes: str, no: str) -> str:
@@ -370,10 +385,6 @@ def _said(value: bool | str, yes: str, no: str) -> str:
     if isinstance(value, bool):
         return yes if value else no
     return value
-
-
-def _special(token: str | AddedToken) -> AddedToken:
-    return token if isinstance(token, AddedToken) else AddedToken(token, special=True)
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> str:
