@@ -24,7 +24,7 @@ from raybert.model.checks import check_cache, check_inputs, check_memory, head_m
 from raybert.model.embeddings import BertEmbeddings
 from raybert.model.encoder import BertEncoder, BertPooler, Surroundings
 from raybert.model.filling import LoadReport, build_filled, has_pooler
-from raybert.model.initialise import initialise
+from raybert.model.initialise import Embedding, initialise
 from raybert.model.masks import cross_attention_bias, has_blind_query, self_attention_bias
 from raybert.model.outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from raybert.model.readers import WeightReader
@@ -196,6 +196,27 @@ class BertModel(nn.Module):
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""
         return self.embeddings.word_embeddings
+
+    def resize_token_embeddings(self, words: int) -> nn.Embedding:
+        """Make room for so many words, as after a tokenizer's ``add_tokens``; returns the new embeddings.
+
+        Known rows are kept, new ones drawn as those of a fresh model; ``config.vocab_size`` follows.
+
+        Raises:
+            UsageError: less than one word.
+        """
+        if words < 1:
+            raise UsageError(f"words: {words}; takes a whole number from 1")
+        old = self.embeddings.word_embeddings
+        pad = old.padding_idx if old.padding_idx is not None and old.padding_idx < words else None
+        new = Embedding(words, old.embedding_dim, padding_idx=pad).to(old.weight.device, old.weight.dtype)
+        initialise(new, self.config.initializer_range)
+        kept = min(words, old.num_embeddings)
+        with torch.no_grad():
+            new.weight[:kept] = old.weight[:kept]
+        self.embeddings.word_embeddings = new
+        self.config.vocab_size = words
+        return new
 
 
 def changed(config: BertConfig, changes: dict[str, Any]) -> BertConfig:

@@ -20,7 +20,7 @@ from raybert.errors import UsageError
 from raybert.model.activations import activation
 from raybert.model.cache import KeyValueCache
 from raybert.model.generation import Choice, generate
-from raybert.model.initialise import Linear
+from raybert.model.initialise import Linear, initialise
 from raybert.model.outputs import (
     BertForPreTrainingOutput,
     CausalLMOutputWithCrossAttentions,
@@ -90,6 +90,17 @@ class _LanguageModel(BertPreTrainedModel):
     def tie_weights(self) -> None:
         if self.config.tie_word_embeddings:
             self.cls.predictions.decoder.weight = self.get_input_embeddings().weight
+
+    def _resize_head(self, words: int) -> None:
+        head = self.cls.predictions
+        old, old_bias = head.decoder.weight, head.bias
+        head.decoder = Linear(old.shape[1], words).to(old.device, old.dtype)
+        initialise(head.decoder, self.config.initializer_range)
+        head.bias = head.decoder.bias
+        kept = min(words, old.shape[0])
+        with torch.no_grad():
+            head.decoder.weight[:kept] = old[:kept]
+            head.bias[:kept] = old_bias[:kept]
 
     def get_output_embeddings(self) -> nn.Linear:
         """The layer that gives every word its number."""

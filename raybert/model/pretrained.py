@@ -139,6 +139,17 @@ class BertPreTrainedModel(nn.Module):
         """The word embeddings."""
         return self.bert.get_input_embeddings()
 
+    def resize_token_embeddings(self, words: int) -> nn.Embedding:
+        """As :meth:`raybert.BertModel.resize_token_embeddings`; a language-model head follows."""
+        self.bert.resize_token_embeddings(words)
+        self._resize_head(words)
+        self.config.vocab_size = words
+        self.tie_weights()
+        return self.get_input_embeddings()
+
+    def _resize_head(self, words: int) -> None:
+        """Where a head has a number for each word: make room in it."""
+
     def _give(self, output: Output, return_dict: bool | None) -> Output | tuple[Any, ...]:
         """The output as it was asked for."""
         wanted = self.config.return_dict if return_dict is None else return_dict
