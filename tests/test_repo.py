@@ -16,6 +16,7 @@ import typer.main
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import raybert
 from raybert.cli.app import app
 from tests.processes import short_folder
 
@@ -167,7 +168,7 @@ def test_python_examples_run(tmp_path: Path) -> None:
         '{"id": 1, "text": "one"}\n{"id": 2, "text": null}\n', encoding="utf-8"
     )
     examples = blocks(README, "python")
-    assert len(examples) == 2
+    assert len(examples) == 3
     with short_folder() as ray_folder:
         done = subprocess.run(
             [sys.executable, "-c", "\n".join(examples)],
@@ -181,6 +182,8 @@ def test_python_examples_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 1 1 None\n")
     assert "'vector': " in done.stdout
+    assert done.stdout.endswith("torch.Size([2, 4, 5])\n")
+    assert raybert.BertForTokenClassification.from_pretrained(tmp_path / "tagger").config.num_labels == 5
 
 
 def pins() -> dict[str, Requirement]:
