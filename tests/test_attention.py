@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raybert.model.attention import Group, Layout, grouped, layout_of, varlen
+from raybert.model.attention import Group, grouped, layout_of, varlen
 from tests.oracle import assert_close, one_thread  # noqa: F401  a fixture
 
 CPU = torch.device("cpu")
@@ -124,7 +125,7 @@ def test_varlen_hands_the_kernel_its_seven_positional_arguments(
     qkv = random_qkv(lengths, width)
     layout = layout_of(np.array(lengths), CPU)
     starts = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
-    layout = Layout(layout.groups, layout.positions_T, starts, layout.longest)  # as layout_of makes it for CUDA
+    layout = replace(layout, starts=starts)  # as layout_of makes it for CUDA
     found = varlen(heads)(qkv, layout)
     assert found.shape == (sum(lengths), width)
     assert found.is_contiguous()

@@ -15,13 +15,15 @@ def plain(answer: Any) -> Any:
     Numbers are float32 inside: each gets its shortest decimal form, since a double's would show digits that it
     doesn't have.
     """
+    if isinstance(answer, np.ndarray):
+        return [float(str(number)) for number in answer]
     if is_dataclass(answer):
         given = {field.name: getattr(answer, field.name) for field in fields(answer)}
         return {name: plain(value) for name, value in given.items() if value is not None}
     if isinstance(answer, Mapping):
         return {key: plain(value) for key, value in answer.items()}
-    if isinstance(answer, list | tuple | np.ndarray):
+    if isinstance(answer, list):
         return [plain(value) for value in answer]
-    if isinstance(answer, float | np.floating):
+    if isinstance(answer, float):
         return float(str(np.float32(answer)))
     return answer

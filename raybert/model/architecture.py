@@ -9,6 +9,7 @@ the packed form that is made from it.
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +32,39 @@ from raybert.model.readers import WeightReader
 from raybert.model.saving import save_module
 
 
-class BertModel(nn.Module):
+class ConfiguredModule(nn.Module, ABC):
+    """What `BertModel` and the classes with heads share.
+
+    Attributes:
+        config: sizes and settings.
+    """
+
+    config: BertConfig
+
+    @abstractmethod
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.get_input_embeddings().weight.dtype
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors into a folder; the reference loads them too.
+
+        Raises:
+            OutputError: the folder can't be made or written.
+        """
+        save_module(self, self.config, folder)
+
+
+class BertModel(ConfiguredModule):
     """BERT without a head, as an encoder or, with ``config.is_decoder``, as a decoder.
 
     Args:
@@ -174,24 +207,6 @@ class BertModel(nn.Module):
             place=checkpoint.path,
             dtype=dtype,
         )
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a folder; the reference loads them too.
-
-        Raises:
-            OutputError: the folder can't be made or written.
-        """
-        save_module(self, self.config, folder)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return self.get_input_embeddings().weight.dtype
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""

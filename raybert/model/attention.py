@@ -51,12 +51,14 @@ class Layout:
 
     Attributes:
         groups: runs of equal length, in order.
+        blocks: the same in the pieces that `grouped` computes one by one.
         positions_T: each token's position in its sequence, int64, on the encoder's device.
         starts: int32 [N + 1] cumulative lengths on the encoder's device; None where no kernel reads it.
         longest: longest sequence.
     """
 
     groups: tuple[Group, ...]
+    blocks: tuple[Group, ...]
     positions_T: Tensor
     starts: Tensor | None
     longest: int
@@ -82,7 +84,8 @@ def layout_of(lengths: np.ndarray, device: torch.device) -> Layout:
     starts = None
     if device.type == "cuda":
         starts = torch.from_numpy(np.r_[0, ends].astype(np.int32)).to(device, non_blocking=True)
-    return Layout(groups, torch.from_numpy(positions).to(device, non_blocking=True), starts, int(lengths.max()))
+    blocks = groups if device.type == "cuda" else tuple(_by_powers_of_two(groups))
+    return Layout(groups, blocks, torch.from_numpy(positions).to(device, non_blocking=True), starts, int(lengths.max()))
 
 
 Attention = Callable[[Tensor, Layout], Tensor]
@@ -95,7 +98,7 @@ def grouped(n_heads: int) -> Attention:
     def attend(qkv_TF: Tensor, layout: Layout) -> Tensor:
         width = qkv_TF.shape[1] // 3
         context_TD = qkv_TF.new_zeros((qkv_TF.shape[0], width))  # rows behind the last group stay 0
-        for group in layout.groups if qkv_TF.is_cuda else _by_powers_of_two(layout.groups):
+        for group in layout.blocks:
             shape = (group.count, group.length, 3, n_heads, width // n_heads)
             qkv = qkv_TF[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
             context_BSHE = context_TD[group.tokens].view(group.count, group.length, n_heads, -1)

@@ -7,6 +7,7 @@ Devlin et al. 2018, section 4 and figure 4.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from raybert.model.outputs import (
 from raybert.model.pretrained import BertPreTrainedModel, check_labels, classifier_dropout
 
 
-class _Labelling(BertPreTrainedModel):
+class _Labelling(BertPreTrainedModel, ABC):
     """A head with one kind of logits and one kind of labels.
 
     A call takes the arguments of :class:`raybert.BertModel` up to ``inputs_embeds``, then ``labels``, then
@@ -71,8 +72,9 @@ class _Labelling(BertPreTrainedModel):
         )
         return self._give(output, return_dict)
 
+    @abstractmethod
     def _logits(self, trunk: BaseModelOutputWithPoolingAndCrossAttentions) -> Tensor:
-        raise NotImplementedError
+        """What the head makes of the trunk's output."""
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy over the last axis; -100 is no label."""
@@ -212,7 +214,7 @@ class BertForMultipleChoice(_Labelling):
         def rows(values: Tensor | None) -> Tensor | None:
             return None if values is None else values.flatten(0, 1)
 
-        trunk = self.bert(
+        output = super().forward(
             rows(input_ids),
             rows(attention_mask),
             rows(token_type_ids),
@@ -223,14 +225,16 @@ class BertForMultipleChoice(_Labelling):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits_BC = self.classifier(self.dropout(trunk.pooler_output)).view(given.shape[:2])
-        output = MultipleChoiceModelOutput(
-            loss=None if labels is None else self._loss(logits_BC, labels),
-            logits=logits_BC,
-            hidden_states=trunk.hidden_states,
-            attentions=trunk.attentions,
-        )
+        assert isinstance(output, MultipleChoiceModelOutput)
+        assert output.logits is not None
+        output.logits = output.logits.view(given.shape[:2])
+        if labels is not None:
+            output.loss = self._loss(output.logits, labels)
         return self._give(output, return_dict)
+
+    def _logits(self, trunk: BaseModelOutputWithPoolingAndCrossAttentions) -> Tensor:
+        logits_R1: Tensor = self.classifier(self.dropout(trunk.pooler_output))
+        return logits_R1
 
 
 class BertForQuestionAnswering(BertPreTrainedModel):

@@ -14,18 +14,17 @@ from raybert.checkpoint.config import BertConfig
 from raybert.checkpoint.folder import Checkpoint, open_checkpoint
 from raybert.checkpoint.names import HEADS, POOLER
 from raybert.errors import UsageError
-from raybert.model.architecture import BertModel, changed
+from raybert.model.architecture import BertModel, ConfiguredModule, changed
 from raybert.model.filling import LoadReport, build_filled, has_pooler
 from raybert.model.initialise import initialise
 from raybert.model.outputs import ModelOutput
 from raybert.model.readers import WeightReader
-from raybert.model.saving import save_module
 
 Output = TypeVar("Output", bound=ModelOutput)
 _REMEDY = "load another checkpoint, or begin a new head for training with new_head=True"
 
 
-class BertPreTrainedModel(nn.Module):
+class BertPreTrainedModel(ConfiguredModule):
     """Base of the classes with a head.
 
     Attributes:
@@ -116,24 +115,6 @@ class BertPreTrainedModel(nn.Module):
                 lambda: cls(own_config), reader, place=checkpoint.path, dtype=dtype, fresh=fresh, remedy=_REMEDY
             )
         return model, report
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors into a folder; the reference loads them too.
-
-        Raises:
-            OutputError: the folder can't be made or written.
-        """
-        save_module(self, self.config, folder)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the parameters."""
-        return self.get_input_embeddings().weight.dtype
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The word embeddings."""
