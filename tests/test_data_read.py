@@ -24,6 +24,7 @@ from raybert.data.lines import Lines, read_lines
 from raybert.data.parquet import read_footers
 from raybert.data.read import RawSplit, ReadSpec, read_splits
 from raybert.data.rows import REASONS, bad_schema, good_schema
+from raybert.data.schema import columns_to_read
 from raybert.data.splits import (
     ReadTask,
     part_name,
@@ -87,10 +88,19 @@ def folder_with(name: str, content: bytes) -> Iterator[Path]:
         yield path
 
 
-def spec_of(path: Path, keep: pa.Schema = KEEP, rows: int = 16384, size: int = 1 << 25) -> tuple[ReadSpec, Any]:
+def spec_of(
+    path: Path, keep: pa.Schema = KEEP, rows: int = 16384, size: int = 1 << 25, pair: pa.Field | None = None
+) -> tuple[ReadSpec, Any]:
     inputs = list_inputs(str(path))
     spec = ReadSpec(
-        root=inputs.root, format=inputs.format, text_column="text", keep=keep, split_rows=rows, split_bytes=size
+        root=inputs.root,
+        format=inputs.format,
+        text_column="text",
+        keep=keep,
+        split_rows=rows,
+        split_bytes=size,
+        pair_column=None if pair is None else pair.name,
+        pair_type=None if pair is None else pair.type,
     )
     return spec, inputs
 
@@ -98,7 +108,7 @@ def spec_of(path: Path, keep: pa.Schema = KEEP, rows: int = 16384, size: int = 1
 def tasks_of(spec: ReadSpec, inputs: Any) -> list[ReadTask]:
     if inputs.format != "parquet":
         return [stream_task(inputs.files[0])]
-    (footer,) = read_footers(inputs, ("text", *spec.keep.names))
+    (footer,) = read_footers(inputs, columns_to_read("text", spec.pair_column, tuple(spec.keep.names)))
     return row_group_tasks(inputs.files[0], footer.groups, split_rows=spec.split_rows, split_bytes=spec.split_bytes)
 
 
@@ -106,13 +116,13 @@ def read_all(spec: ReadSpec, tasks: list[ReadTask]) -> list[RawSplit]:
     return [split for task in tasks for split in read_splits(task, spec)]
 
 
-def check_splits(splits: list[RawSplit], keep: pa.Schema) -> None:
+def check_splits(splits: list[RawSplit], keep: pa.Schema, pair_type: pa.DataType | None = None) -> None:
     """What holds for the splits of any file: no gap, one last, each row once, in order, in the run's schema."""
     assert [split.split.last for split in splits] == [False] * (len(splits) - 1) + [True]
     assert splits[0].split.begin == 0
     assert all(a.split.end == b.split.begin for a, b in itertools.pairwise(splits))
     for split in splits:
-        assert split.rows.schema.equals(good_schema(keep))
+        assert split.rows.schema.equals(good_schema(keep, pair_type))
         assert split.bad.schema.equals(bad_schema(keep))
         split.rows.validate(full=True)
         split.bad.validate(full=True)
@@ -287,7 +297,7 @@ def test_parquet(values: Any, group: int, rows: int, size: int, form: str, data:
         if text is not None:
             assert good[number] == {"_row": number, **kept, "__text": text}
         elif raw is None:
-            assert bad[number] == {"_row": number, **kept, "reason": "null", "detail": "the text is null", "text": None}
+            assert bad[number] == {"_row": number, **kept, "reason": "null", "detail": "'text' is null", "text": None}
         else:
             assert bad[number]["reason"] == "invalid_utf8"
             assert bad[number]["text"] == raw.decode("utf-8", "backslashreplace")

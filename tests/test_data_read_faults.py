@@ -50,7 +50,7 @@ def failure(path: Path, keep: pa.Schema | None = None, **fields: Any) -> str:
 
 
 LINES: dict[bytes, tuple[str, str | None, str | None]] = {
-    b'{"id": 1}': ("null", "no key 'text'", None),
+    b'{"id": 1}': ("null", "'text' is missing", None),
     b'{"text": null}': ("null", "'text' is null", None),
     b'{"text": 1.5}': ("wrong_type", "'text' is a number, not a string", "1.5"),
     b'{"text": ["a", "\\udc00"]}': ("wrong_type", "'text' is an array, not a string", '["a", "\\udc00"]'),
@@ -68,7 +68,7 @@ LINES: dict[bytes, tuple[str, str | None, str | None]] = {
         "byte 0xc3 at byte 10: invalid continuation byte",
         '{"text": "\\xc3("}',
     ),
-    b'{"text": "\\ud83d-\\ude00"}': ("lone_surrogate", "U+D83D at character 0", "\\ud83d-\\ude00"),
+    b'{"text": "\\ud83d-\\ude00"}': ("lone_surrogate", "'text' holds U+D83D at character 0", "\\ud83d-\\ude00"),
     b'"text"': ("not_an_object", "the line holds a string", '"text"'),
     b" null ": ("not_an_object", "the line holds null", "null"),
 }
@@ -174,6 +174,8 @@ def test_every_fault_of_a_parquet_row(tmp_path: Path) -> None:
         (5, "kept_column", "b", "n"),
     ]
     assert [row["tags"] for row in found] == [[], [], [], [], None]
+    assert found[0]["detail"] == "'text' is null"
+    assert found[1]["detail"] == "'text' holds byte 0xff at byte 0: invalid start byte"
     assert found[3]["detail"].startswith("'name': ")
     assert {row["reason"] for row in found} < set(REASONS)
 

@@ -125,7 +125,7 @@ def test_parquet_columns_that_cannot_be_used(tmp_path: Path) -> None:
     assert refusal(two).endswith("c18, c19 and 10 more")
 
 
-@pytest.mark.parametrize("name", ["_row", "_file", "__text"])
+@pytest.mark.parametrize("name", ["_row", "_file", "__text", "__pair"])
 def test_reserved_names_are_refused_however_they_come(tmp_path: Path, name: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"text": "a", name: 1}])
     for keep in ("all", (name,)):

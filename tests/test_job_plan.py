@@ -17,6 +17,7 @@ from raybert.data.plan import Options, Plan, make_plan
 from raybert.data.store import Store
 from raybert.errors import InputError, OutputError, SettingsError
 from tests.jobs import write_lines
+from tests.tiny import write_tiny_checkpoint
 
 ENGINE = {"device": "cpu", "dtype": "float32", "budget": 64}
 
@@ -120,6 +121,77 @@ def test_a_kept_column_may_be_missing_in_a_file_that_comes_later(folder):
     begin(folder, keep=("n",))
     pq.write_table(pa.table({"text": ["a"]}), folder / "in" / "c.parquet")
     assert ranges(plan(folder))[2] == [(0, 1, True)]
+
+
+@pytest.fixture
+def pairs(folder: Path) -> Path:
+    """The same folder with a classifier; its input is one file of three row groups, whose column b is long."""
+    write_tiny_checkpoint(folder / "classifier", heads=("classifier",))
+    shutil.rmtree(folder / "in")
+    (folder / "in").mkdir()
+    rows = pa.table({"text": ["t"] * 6, "b": [f"{at}" * 1000 for at in range(6)], "c": ["c"] * 6})
+    pq.write_table(rows, folder / "in" / "a.parquet", row_group_size=2)
+    return folder
+
+
+def plan_pairs(folder: Path, **options: object) -> Plan:
+    spec = HeadSpec(name="c", task="classify", model=str(folder / "classifier"))
+    return make_plan([spec], Options(input=str(folder / "in"), output=str(folder / "out"), **options))
+
+
+def test_a_pair_column_is_a_setting_of_the_run(pairs):
+    planned = plan_pairs(pairs, pair_column="b")
+    assert planned.settings["pair_column"] == "b"
+    assert planned.spec.pair == pa.field("b", pa.large_string())
+    manifests.save(planned.store, planned.new_manifest(ENGINE))
+    again = plan_pairs(pairs)
+    assert again.manifest is not None
+    assert again.spec == planned.spec
+    assert plan_pairs(pairs, pair_column="b").spec == planned.spec
+    with pytest.raises(SettingsError, match=r"pair-column: this output was made with b, not c; .* --overwrite"):
+        plan_pairs(pairs, pair_column="c")
+    assert plan_pairs(pairs, pair_column="c", overwrite=True).spec.pair == pa.field("c", pa.large_string())
+
+
+def test_a_run_without_pairs_does_not_go_on_with_them(pairs):
+    planned = plan_pairs(pairs)
+    assert planned.settings["pair_column"] is None
+    assert planned.spec.pair is None
+    manifests.save(planned.store, planned.new_manifest(ENGINE))
+    with pytest.raises(SettingsError, match=r"pair-column: this output was made with none, not b; .* --overwrite"):
+        plan_pairs(pairs, pair_column="b")
+
+
+def test_bytes_of_the_pair_column_count_when_row_groups_become_tasks(pairs):
+    """Long seconds fill a split with each row group; the texts of all three groups together do not."""
+    assert len(plan_pairs(pairs, split_bytes=1000).tasks[0]) == 1
+    planned = plan_pairs(pairs, split_bytes=1000, pair_column="b")
+    assert len(planned.tasks[0]) == 3
+    manifests.save(planned.store, planned.new_manifest(ENGINE))
+    assert plan_pairs(pairs).tasks == planned.tasks
+
+
+def test_text_and_pair_are_two_columns(pairs):
+    for options in ({"pair_column": "text"}, {"text_column": "b", "pair_column": "b"}):
+        with pytest.raises(SettingsError, match=r"pair-column '(text|b)': is the text column too; name another one"):
+            plan_pairs(pairs, **options)
+    assert plan_pairs(pairs, text_column="b", pair_column="text").spec.text_column == "b"
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ({"text": ["a"]}, "column 'b' is not in .*b.parquet: it has text"),
+        ({"text": ["a"], "b": [["x"]]}, "column 'b' is large_string in .*a.parquet and large_list.* in .*b.parquet"),
+        ({"text": ["a"], "b": [1]}, "column 'b' is large_string in .*a.parquet and int64 in .*b.parquet"),
+    ],
+)
+def test_a_file_that_comes_later_needs_pairs_too(pairs, later, message):
+    planned = plan_pairs(pairs, pair_column="b")
+    manifests.save(planned.store, planned.new_manifest(ENGINE))
+    pq.write_table(pa.table(later), pairs / "in" / "b.parquet")
+    with pytest.raises(InputError, match=message):
+        plan_pairs(pairs)
 
 
 def test_parts_without_a_manifest_are_not_touched_unless_told(folder):

@@ -43,6 +43,18 @@ def is_text(kind: pa.DataType) -> bool:
 
 _TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
+LISTS = pa.large_list(pa.large_string())
+"""The run's type of a pair column that holds lists of texts."""
+
+
+def pair_type(kind: pa.DataType) -> pa.DataType | None:
+    """The run's type of a pair column of this plain type: a large string, ``LISTS``, or None where it is neither."""
+    if is_text(kind):
+        return pa.large_string()
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return LISTS if is_text(kind.value_type) or types.is_null(kind.value_type) else None
+    return None
+
 
 def row_bytes(column: Any) -> npt.NDArray[np.int64]:
     """[R] bytes of each row's values: lengths of strings, widths of numbers, sums over what is nested."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raybert.data.arrowtypes import LISTS
 from raybert.errors import InputError
 
 _WORDS: dict[type, str] = {
@@ -69,9 +70,29 @@ class SeenValues:
         return set(self._places) == {str}
 
     @property
+    def pair_type(self) -> pa.DataType | None:
+        """The run's type of a pair column: of texts or of lists of texts, whichever more values are; None for neither.
+
+        A list is one of texts where strings came up among the items of all lists, or nothing but nulls did. Nothing
+        but nulls is a text. Of equally many kinds the one that came up first wins.
+        """
+        if not self._places:
+            return pa.large_string()
+        counts = {kind: self._counts[kind] for kind in self._places if kind is str or self._is_list_of_texts(kind)}
+        if not counts:
+            return None
+        return LISTS if max(counts, key=counts.__getitem__) is list else pa.large_string()
+
+    def _is_list_of_texts(self, kind: type) -> bool:
+        return kind is list and self._items is not None and self._items.may_be_text
+
+    @property
     def words(self) -> str:
         """What came up, in words."""
-        return " and ".join(_WORDS[kind] for kind in self._places)
+        return " and ".join(
+            f"an array of {self._items.words}" if kind is list and self._items and self._items.words else _WORDS[kind]
+            for kind in self._places
+        )
 
     def arrow_type(self) -> pa.DataType:
         """The type of most values seen; rows with others don't fit and go into the quarantine.

@@ -35,8 +35,8 @@ class Manifest:
 
     Attributes:
         settings: what shapes rows, by option name with underscores: ``input`` (the root), ``input_format``,
-            ``text``, ``pair``, ``keep``, ``limit``, ``split_rows``, ``split_bytes``, ``windows``, ``stride``,
-            ``vector_type``, ``dtype``, ...; None for an option that is not in use.
+            ``text_column``, ``pair_column``, ``keep``, ``limit``, ``split_rows``, ``split_bytes``,
+            ``vector_type``, ``columns`` (names and types); None for an option that is not in use.
         heads: the heads in column order.
         files: the input files by number.
         schema: the output schema; its fields' metadata count, its own do not.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raybert.data.arrowtypes import row_bytes
+from raybert.data.arrowtypes import LISTS, row_bytes
 from raybert.data.files import InputRoot, Inputs, first_line, reading
-from raybert.data.rows import Fault, sort_rows, utf8_fault
+from raybert.data.rows import Fault, add_faults, list_column, sort_rows, utf8_fault
 from raybert.data.splits import InputFile, ReadTask, missing_ranges
 
 Keep = tuple[str, ...] | str
@@ -99,31 +100,47 @@ class ParquetBatch:
 
     Attributes:
         first: number of the first row in the file.
-        sizes: [R] bytes of each row's text and kept columns.
+        sizes: [R] bytes of each row's text, pair column and kept columns.
+        text_name: the text column.
         text: the text column as the file has it.
         kept: the kept columns as the file has them.
         keep: their names and types in the run.
+        pair: the pair column as the file has it, and its name and type in the run; None where there is none.
     """
 
     first: int
     sizes: npt.NDArray[np.int64]
+    text_name: str
     text: Any
     kept: Sequence[Any]
     keep: pa.Schema
+    pair: tuple[Any, pa.Field] | None
 
     def rows(self, start: int, stop: int) -> tuple[pa.Table, pa.Table]:
         """Good and bad rows among rows ``[start, stop)`` of the batch."""
         faults: dict[int, Fault] = {}
-        texts = text_column(self.text.slice(start, stop - start), faults)
+        texts, found = text_column(self.text.slice(start, stop - start))
+        add_faults(faults, found, self.text_name)
+        pairs = None
+        if self.pair is not None:
+            column, field = self.pair
+            pairs, found = (_lists if field.type == LISTS else text_column)(column.slice(start, stop - start))
+            add_faults(faults, found, field.name, texts)
         kept = [
             kept_column(column.slice(start, stop - start), field, texts, faults)
             for column, field in zip(self.kept, self.keep, strict=True)
         ]
-        return sort_rows(self.first + start, self.keep, kept, texts, faults)
+        return sort_rows(self.first + start, self.keep, kept, texts, faults, pairs)
 
 
 def parquet_batches(
-    opened: pq.ParquetFile, task: ReadTask, *, text_name: str, keep: pa.Schema, split_bytes: int
+    opened: pq.ParquetFile,
+    task: ReadTask,
+    *,
+    text_name: str,
+    keep: pa.Schema,
+    split_bytes: int,
+    pair: pa.Field | None = None,
 ) -> Iterator[ParquetBatch]:
     """The rows of a task's row groups, as a stream; row groups without a wanted row are left out.
 
@@ -133,9 +150,11 @@ def parquet_batches(
         text_name: the text column.
         keep: the kept columns, in the run's types; one that the file lacks is null throughout.
         split_bytes: bytes of a split; a batch aims at an eighth of them.
+        pair: the pair column and its type in the run, where there is one.
     """
     present = set(opened.schema_arrow.names)
-    names = [text_name, *(name for name in keep.names if name != text_name and name in present)]
+    texts = [text_name] if pair is None else [text_name, pair.name]
+    names = list(dict.fromkeys([*texts, *(name for name in keep.names if name in present)]))
     leaves = _leaves(opened, tuple(names))
     rows = [opened.metadata.row_group(at).num_rows for at in range(opened.metadata.num_row_groups)]
     firsts = [0, *accumulate(rows)]
@@ -150,8 +169,10 @@ def parquet_batches(
                 batch.column(field.name) if field.name in present else pa.nulls(len(batch), field.type)
                 for field in keep
             ]
-            sizes = sum((row_bytes(column) for column in kept), row_bytes(text))
-            yield ParquetBatch(first, sizes, text, kept, keep)
+            second = None if pair is None else (batch.column(pair.name), pair)
+            counted = kept if second is None else [second[0], *kept]
+            sizes = sum((row_bytes(column) for column in counted), row_bytes(text))
+            yield ParquetBatch(first, sizes, text_name, text, kept, keep, second)
             first += len(batch)
 
 
@@ -170,11 +191,10 @@ def _wanted_runs(task: ReadTask, firsts: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def text_column(column: Any, faults: dict[int, Fault]) -> Any:
-    """A text column as large_string; a null is a fault, bytes that are not UTF-8 are one and become null."""
+def text_column(column: Any) -> tuple[Any, dict[int, Fault]]:
+    """A column of texts as large_string, and its faults: nulls, and bytes that are not UTF-8, which become null."""
     column = column.cast(_plain_bytes(column.type)).view(pa.large_string())
-    for at in _nulls(column):
-        faults[at] = Fault("null", "the text is null", None)
+    found = {at: Fault("null", "is null", None) for at in _nulls(column)}
     try:
         column.validate(full=True)
     except pa.ArrowInvalid:
@@ -182,9 +202,20 @@ def text_column(column: Any, faults: dict[int, Fault]) -> Any:
         for at, value in enumerate(raw):
             fault = utf8_fault(value) if value is not None else None
             if fault is not None:
-                faults[at], raw[at] = fault, None
+                found[at], raw[at] = replace(fault, detail=f"holds {fault.detail}"), None
         column = pa.array(raw, pa.large_binary()).view(pa.large_string())
-    return column
+    return column, found
+
+
+def _lists(column: Any) -> tuple[Any, dict[int, Fault]]:
+    """A column of lists of texts as ``LISTS``, and its faults: nulls, and those of ``list_column``."""
+    nulls = {at: Fault("null", "is null", None) for at in _nulls(column)}
+    if pa.types.is_null(column.type):
+        column = column.cast(LISTS)
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
+    items, item_faults = text_column(column.flatten())
+    lists, found = list_column(lengths, items, item_faults)
+    return lists, found | nulls
 
 
 def _plain_bytes(kind: pa.DataType) -> pa.DataType:

@@ -16,12 +16,13 @@ from raybert.config import DEVICES, DTYPES, HeadSpec, one_of
 from raybert.data import manifest as manifests
 from raybert.data.estimate import estimate_rows
 from raybert.data.files import Inputs, list_inputs
+from raybert.data.heads import VECTOR_TYPES, check_pairs, output_schema, unique_names
 from raybert.data.limit import limit_tasks, within_limit
 from raybert.data.manifest import FilesDiff, Manifest
 from raybert.data.parquet import Footer, read_footers
 from raybert.data.part import QUARANTINE, read_footer
 from raybert.data.read import ReadSpec
-from raybert.data.schema import InputSchema, decide_schema
+from raybert.data.schema import InputSchema, check_later_files, columns_to_read, decide_schema
 from raybert.data.splits import (
     InputFile,
     Progress,
@@ -33,11 +34,10 @@ from raybert.data.splits import (
     settle,
     stream_task,
 )
-from raybert.data.stages import Program, head_fields, open_program
 from raybert.data.store import Store
 from raybert.errors import OutputError, SettingsError
+from raybert.tasks.program import Program, open_program
 
-VECTOR_TYPES = ("float32", "float16")
 SPLIT_ROWS = 16_384
 SPLIT_BYTES = 32 << 20
 
@@ -50,6 +50,7 @@ class Options:
         input: a file, folder or URI.
         output: the run's folder.
         text_column: the column of texts.
+        pair_column: the column of what belongs to each text: a second text, or a list of texts.
         keep: names of columns to carry along, or ``"all"``.
         input_format: auto, parquet, jsonl or text.
         limit: only the first so many rows of the input.
@@ -65,6 +66,7 @@ class Options:
     input: str
     output: str
     text_column: str | None = None
+    pair_column: str | None = None
     keep: tuple[str, ...] | str | None = None
     input_format: str | None = None
     limit: int | None = None
@@ -162,11 +164,12 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
         _compare_settings(manifest, options, inputs)
     footers, columns, settings = _settle_settings(options, inputs, manifest)
     unique_names(specs)
-    program = open_program(specs)
+    check_pairs(specs, columns.pair_type if settings["pair_column"] else None)
+    program = open_program(specs, pairs=settings["pair_column"] is not None)
     if manifest is None:  # else their digests are those that ran before
         for task in program.tasks.values():
             task.tokenizer()
-    schema = _output_schema(specs, program, columns, settings["vector_type"])
+    schema = output_schema(specs, program, columns, settings["vector_type"])
     diff = manifests.merge_files(manifest.files if manifest else (), inputs.files)
     tasks = _plan_tasks(inputs, diff, footers, settings)
     plan = Plan(
@@ -183,6 +186,8 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
             keep=columns.keep,
             split_rows=settings["split_rows"],
             split_bytes=settings["split_bytes"],
+            pair_column=columns.pair_column,
+            pair_type=columns.pair_type,
         ),
         schema=schema,
         tasks=tasks,
@@ -227,6 +232,7 @@ def _compare_settings(manifest: Manifest, options: Options, inputs: Inputs) -> N
     keep = options.keep
     asked = {
         "text_column": options.text_column,
+        "pair_column": options.pair_column,
         "keep": keep if keep is None or isinstance(keep, str) else list(keep),
         "input_format": inputs.format,
         "limit": options.limit,
@@ -249,19 +255,24 @@ def _settle_settings(
         columns = InputSchema.from_json(settings["columns"])
         if inputs.format != "parquet":
             return (), columns, settings
-        found = read_footers(inputs, (columns.text_column, *columns.keep.names))
-        decide_schema(inputs, columns.text_column, footers=found)  # files that came later need texts too
+        found = read_footers(
+            inputs, columns_to_read(columns.text_column, columns.pair_column, tuple(columns.keep.names))
+        )
+        check_later_files(columns, inputs, found)
         return found, columns, settings
     keep = () if options.keep is None else options.keep
-    text_column = options.text_column or "text"
+    text_column, pair_column = options.text_column or "text", options.pair_column
+    if pair_column == text_column:
+        raise SettingsError(f"pair-column {pair_column!r}: is the text column too; name another one")
     footers: tuple[Footer, ...] = ()
     if inputs.format == "parquet":
-        footers = read_footers(inputs, keep if isinstance(keep, str) else (text_column, *keep))
-    columns = decide_schema(inputs, text_column, keep, footers=footers or None)
+        footers = read_footers(inputs, columns_to_read(text_column, pair_column, keep))
+    columns = decide_schema(inputs, text_column, keep, pair_column=pair_column, footers=footers or None)
     settings = {
         "input": inputs.root.uri,
         "input_format": inputs.format,
         "text_column": text_column,
+        "pair_column": pair_column,
         "keep": keep if isinstance(keep, str) else list(keep),
         "limit": options.limit,
         "split_rows": options.split_rows or SPLIT_ROWS,
@@ -270,31 +281,6 @@ def _settle_settings(
         "columns": columns.to_json(),
     }
     return footers, columns, settings
-
-
-def unique_names(specs: Sequence[HeadSpec]) -> None:
-    """Refuse two heads of one name.
-
-    Raises:
-        SettingsError: naming it.
-    """
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise SettingsError(f"head {name!r}: named twice; write NAME:TASK=MODEL with another NAME")
-
-
-def _output_schema(specs: Sequence[HeadSpec], program: Program, columns: InputSchema, vector_type: str) -> pa.Schema:
-    fields = [pa.field("_file", pa.int32()), pa.field("_row", pa.int64()), *columns.keep]
-    for spec in specs:
-        for field in head_fields(program.tasks[spec.name], spec.name, vector_type):
-            if field.name in {present.name for present in fields}:
-                raise SettingsError(
-                    f"column {field.name!r} of head {spec.name!r}: another column has that name; "
-                    f"write NEWNAME:{spec.task}={spec.model}"
-                )
-            fields.append(field)
-    return pa.schema(fields)
 
 
 def _plan_tasks(

@@ -36,8 +36,10 @@ class ReadSpec:
         keep: kept columns, in the run's types.
         split_rows: most rows of a split.
         split_bytes: most bytes of a split, unless its one row is larger: of a line without its newline, in
-            Parquet of the text and the kept columns.
+            Parquet of the text, the pair column and the kept columns.
         line_limit: bytes of the longest line that is processed.
+        pair_column: the column of what belongs to the texts; None where there is none.
+        pair_type: its type in the run: large_string, or large_list<large_string>.
     """
 
     root: InputRoot
@@ -47,6 +49,13 @@ class ReadSpec:
     split_rows: int
     split_bytes: int
     line_limit: int = LINE_LIMIT
+    pair_column: str | None = None
+    pair_type: pa.DataType | None = None
+
+    @property
+    def pair(self) -> pa.Field | None:
+        """The pair column's name in the input and its type in the run; None where there is none."""
+        return None if self.pair_column is None else pa.field(self.pair_column, self.pair_type)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +64,7 @@ class RawSplit:
 
     Attributes:
         split: which rows.
-        rows: rows to process: ``_row``, kept columns, ``__text``; see ``rows.good_schema``.
+        rows: rows to process: ``_row``, kept columns, ``__text``, maybe ``__pair``; see ``rows.good_schema``.
         bad: rows with a fault: ``_row``, kept columns, ``text``, ``reason``, ``detail``; ``rows.bad_schema``.
     """
 
@@ -95,7 +104,7 @@ def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
                 if step.opens:
                     if pending is not None:
                         yield pending.pop(last=False)
-                    pending = _Pending(task.file.number, step.row, spec.keep)
+                    pending = _Pending(task.file.number, step.row, spec)
                 assert pending is not None
                 pending.add(*batch.rows(step.start, step.stop))
             if cutter.finished:
@@ -106,17 +115,17 @@ def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
             f"{place}: ends at row {cutter.row}, but row {cutter.short} was there when the output was written; "
             "the file was changed in place: run again with --overwrite"
         )
-    pending = pending or _Pending(task.file.number, task.begin, spec.keep)
+    pending = pending or _Pending(task.file.number, task.begin, spec)
     yield pending.pop(last=task.closes_file)
 
 
 class _Pending:
     """The split that is being filled."""
 
-    def __init__(self, file: int, begin: int, keep: pa.Schema) -> None:
+    def __init__(self, file: int, begin: int, spec: ReadSpec) -> None:
         self._file, self._begin, self._end = file, begin, begin
-        self._rows = [good_schema(keep).empty_table()]
-        self._bad = [bad_schema(keep).empty_table()]
+        self._rows = [good_schema(spec.keep, spec.pair_type).empty_table()]
+        self._bad = [bad_schema(spec.keep).empty_table()]
 
     def add(self, rows: pa.Table, bad: pa.Table) -> None:
         self._end += len(rows) + len(bad)
@@ -141,7 +150,12 @@ def _opened(task: ReadTask, spec: ReadSpec, cutter: Cutter, place: str) -> Itera
     if task.row_groups is not None:
         with open_parquet(spec.root, task.file) as opened:
             batches = parquet_batches(
-                opened, task, text_name=spec.text_column, keep=spec.keep, split_bytes=spec.split_bytes
+                opened,
+                task,
+                text_name=spec.text_column,
+                keep=spec.keep,
+                split_bytes=spec.split_bytes,
+                pair=spec.pair,
             )
             yield _guarded(batches, cutter, place)
         return
@@ -149,7 +163,7 @@ def _opened(task: ReadTask, spec: ReadSpec, cutter: Cutter, place: str) -> Itera
     if spec.format == "text":
         parser = TextRows(spec.keep, spec.line_limit)
     else:
-        parser = JsonRows(spec.text_column, spec.keep, spec.line_limit)
+        parser = JsonRows(spec.text_column, spec.keep, spec.line_limit, spec.pair)
     with open_stream(spec.root, task.file) as stream:
         blocks = read_lines(stream, blank_rows=spec.format == "text", limit=spec.line_limit)
         yield _guarded(_line_batches(blocks, parser), cutter, place)

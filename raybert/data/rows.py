@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 ROW = "_row"
@@ -18,19 +19,22 @@ FILE = "_file"
 TEXT = "__text"
 """Column of the text of good rows, whatever the input calls it."""
 
-RESERVED = (FILE, ROW, TEXT)
+PAIR = "__pair"
+"""Column of what belongs to the text: a second text, or a list of texts; only where a pair column was named."""
+
+RESERVED = (FILE, ROW, TEXT, PAIR)
 """Names that no kept column may have."""
 
 BAD_COLUMNS = ("text", "reason", "detail")
 """The quarantine's own columns. A kept column of such a name is in the parts, but not in the quarantine."""
 
 REASONS = {
-    "null": "the text is null or its key is missing",
-    "wrong_type": "the text is a number, a list or another value that is no string",
+    "null": "the text or the pair column's value is null, or its key is missing",
+    "wrong_type": "the text is no string; or the pair column's value is none, or no list of one string or more",
     "invalid_json": "the line is not JSON",
     "not_an_object": "the line is JSON, but not an object",
-    "invalid_utf8": "the text or the line is not UTF-8",
-    "lone_surrogate": "the text holds half of a surrogate pair, which UTF-8 can't express",
+    "invalid_utf8": "a text or the line is not UTF-8",
+    "lone_surrogate": "a text holds half of a surrogate pair, which UTF-8 can't express",
     "kept_column": "a kept column's value does not fit the run's schema",
     "too_long": "the line is longer than the limit",
 }
@@ -52,9 +56,10 @@ class Fault:
     text: str | None
 
 
-def good_schema(keep: pa.Schema) -> pa.Schema:
-    """Columns of good rows: number, kept columns, text."""
-    return pa.schema([pa.field(ROW, pa.int64()), *keep, pa.field(TEXT, pa.large_string())])
+def good_schema(keep: pa.Schema, pair_type: pa.DataType | None = None) -> pa.Schema:
+    """Columns of good rows: number, kept columns, text, and the pair column where there is one."""
+    pair = [] if pair_type is None else [pa.field(PAIR, pair_type)]
+    return pa.schema([pa.field(ROW, pa.int64()), *keep, pa.field(TEXT, pa.large_string()), *pair])
 
 
 def bad_schema(keep: pa.Schema) -> pa.Schema:
@@ -68,8 +73,45 @@ def bad_schema(keep: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(ROW, pa.int64()), *kept, *own])
 
 
+def add_faults(faults: dict[int, Fault], found: Mapping[int, Fault], name: str, texts: Any = None) -> None:
+    """Take up what was found in one column; a row keeps its first fault.
+
+    Args:
+        faults: by row.
+        found: by row; the details are predicates (``is null``), and the column becomes their subject.
+        name: the column.
+        texts: the text column's array, from which the quarantine shows the text; None where that is the column.
+    """
+    for at, fault in found.items():
+        if at not in faults:
+            shown = fault.text if texts is None else texts[at].as_py()
+            faults[at] = Fault(fault.reason, f"{name!r} {fault.detail}", shown)
+
+
+def list_column(
+    lengths: npt.NDArray[np.int64], items: Any, item_faults: Mapping[int, Fault]
+) -> tuple[Any, dict[int, Fault]]:
+    """Lists of texts from their items. An empty list is a fault, and the first fault of its items is a list's.
+
+    Args:
+        lengths: [R] items of each row.
+        items: large_string array of the items of all rows.
+        item_faults: by position among the items; a detail is a predicate.
+
+    Returns:
+        An array of ``LISTS``, and the faults by row, their details predicates.
+    """
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    found = {at: Fault("wrong_type", "is an empty list", None) for at in np.flatnonzero(lengths == 0).tolist()}
+    for position, fault in sorted(item_faults.items()):
+        at = int(np.searchsorted(offsets, position, side="right")) - 1
+        reason = "wrong_type" if fault.reason == "null" else fault.reason
+        found.setdefault(at, Fault(reason, f"item {position - offsets[at]} {fault.detail}", None))
+    return pa.LargeListArray.from_arrays(offsets, items), found
+
+
 def sort_rows(
-    row: int, keep: pa.Schema, kept: Sequence[Any], texts: Any, faults: Mapping[int, Fault]
+    row: int, keep: pa.Schema, kept: Sequence[Any], texts: Any, faults: Mapping[int, Fault], pairs: Any = None
 ) -> tuple[pa.Table, pa.Table]:
     """Tell good rows from bad ones; both stay in order.
 
@@ -79,24 +121,26 @@ def sort_rows(
         kept: one array per kept column, in the run's type, null where unreadable.
         texts: large_string array of the texts.
         faults: by position among these rows.
+        pairs: array of the pair column, in the run's type; None where there is none.
 
     Returns:
         A table of ``good_schema`` and one of ``bad_schema``.
     """
     numbers = pa.array(np.arange(row, row + len(texts), dtype=np.int64))
+    read = [texts] if pairs is None else [texts, pairs]
+    schema = good_schema(keep, None if pairs is None else pairs.type)
+    rows = pa.Table.from_arrays([numbers, *kept, *read], schema=schema)
     if not faults:
-        good = pa.Table.from_arrays([numbers, *kept, texts], schema=good_schema(keep))
-        return good, bad_schema(keep).empty_table()
+        return rows, bad_schema(keep).empty_table()
     bad_at = np.array(sorted(faults), dtype=np.int64)
     good_at = np.delete(np.arange(len(texts), dtype=np.int64), bad_at)
-    good = pa.Table.from_arrays([numbers, *kept, texts], schema=good_schema(keep)).take(good_at)
     found = [faults[at] for at in bad_at.tolist()]
     shown = [column for column, field in zip(kept, keep, strict=True) if field.name not in BAD_COLUMNS]
     columns = [column.take(pa.array(bad_at)) for column in (numbers, *shown)]
     columns.append(pa.array([fault.text for fault in found], pa.large_string()))
     columns.append(pa.array([fault.reason for fault in found], pa.string()))
     columns.append(pa.array([fault.detail for fault in found], pa.string()))
-    return good, pa.Table.from_arrays(columns, schema=bad_schema(keep))
+    return rows.take(good_at), pa.Table.from_arrays(columns, schema=bad_schema(keep))
 
 
 def escaped(raw: bytes) -> str:
