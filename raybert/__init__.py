@@ -30,12 +30,19 @@ if TYPE_CHECKING:
         BertForPreTraining,
         BertLMHeadModel,
     )
-    from raybert.predict import Predictor, load
+    from raybert.predict import Heads, Predictor, Reranker, load, load_heads
+    from raybert.tasks.answer import Answer
+    from raybert.tasks.classify import Classification
+    from raybert.tasks.embed_tokens import SparseVector
+    from raybert.tasks.fill_mask import Fill
+    from raybert.tasks.ner import Entity
+    from raybert.tasks.rerank import Ranked
     from raybert.text.bert_tokenizer import BertTokenizer, BertTokenizerFast
 
 __version__ = VERSION
 
 _HOME = {
+    "Answer": "raybert.tasks.answer",
     "BertConfig": "raybert.checkpoint.config",
     "BertForMaskedLM": "raybert.model.language",
     "BertForMultipleChoice": "raybert.model.labelling",
@@ -48,12 +55,21 @@ _HOME = {
     "BertModel": "raybert.model.architecture",
     "BertTokenizer": "raybert.text.bert_tokenizer",
     "BertTokenizerFast": "raybert.text.bert_tokenizer",
+    "Classification": "raybert.tasks.classify",
+    "Entity": "raybert.tasks.ner",
+    "Fill": "raybert.tasks.fill_mask",
+    "Heads": "raybert.predict",
     "Predictor": "raybert.predict",
+    "Ranked": "raybert.tasks.rerank",
     "RaybertError": "raybert.errors",
+    "Reranker": "raybert.predict",
+    "SparseVector": "raybert.tasks.embed_tokens",
     "load": "raybert.predict",
+    "load_heads": "raybert.predict",
 }
 
 __all__ = [
+    "Answer",
     "BertConfig",
     "BertForMaskedLM",
     "BertForMultipleChoice",
@@ -66,11 +82,19 @@ __all__ = [
     "BertModel",
     "BertTokenizer",
     "BertTokenizerFast",
+    "Classification",
+    "Entity",
+    "Fill",
+    "Heads",
     "Predictor",
+    "Ranked",
     "RaybertError",
+    "Reranker",
+    "SparseVector",
     "__version__",
     "data",
     "load",
+    "load_heads",
 ]
 
 

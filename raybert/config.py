@@ -21,6 +21,15 @@ TASK_NAMES: Mapping[str, str] = {
     "embed": "embed",
     "feature-extraction": "embed",
     "sentence-similarity": "embed",
+    "fill-mask": "fill-mask",
+    "multiple-choice": "multiple-choice",
+    "ner": "ner",
+    "token-classification": "ner",
+    "next-sentence": "next-sentence",
+    "qa": "qa",
+    "question-answering": "qa",
+    "rerank": "rerank",
+    "text-ranking": "rerank",
 }
 """Every name a task answers to -> its own name."""
 

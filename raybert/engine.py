@@ -1,8 +1,8 @@
 """The engine: texts to windows, windows to token batches, batches through the encoder, answers in order.
 
     texts ── task.encode ──> Windows ── plan_batches ──> token batches ── encoder ──> hidden_TD
-                                                                             │ task.reduce
-    answers <── task.decode <── arrays in the windows' order <───────────────┘
+                                                                                │ task.reduce
+    answers <── task.decode <── arrays in the windows' order <──────────────────┘
 
 On a CPU the engine runs several *streams*: threads that each take the next token batch and compute it with one
 thread of arithmetic. Two streams were measured faster than one stream of two threads (8,500 against 7,300
@@ -32,8 +32,9 @@ from raybert.model.kernels import Kernels, check_kernels, choose_kernels
 from raybert.model.loading import load_trunk
 from raybert.model.packed import TokenBatch, make_encoder
 from raybert.tasks import Task
+from raybert.tasks.arrays import Arrays
 from raybert.text.batching import plan_batches
-from raybert.text.encoding import Windows
+from raybert.text.encoding import Int32s, Sequences, ranges
 from raybert.version import VERSION
 
 # Tokens of one forward. CPU: activations of 2,048 tokens stay in a core's cache (8,500 tokens/s against 7,900 at
@@ -151,7 +152,7 @@ def default_threads() -> int:
 
 
 class Trunk:
-    """One encoder and the heads that read it: windows in, one array a head out."""
+    """One encoder and the heads that read it: windows in, a few numbers a head out."""
 
     def __init__(self, heads: Mapping[str, Task], settings: EngineSettings, *, threads: int = 1) -> None:
         """Load weights.
@@ -164,49 +165,68 @@ class Trunk:
         self.heads, self.settings, self.threads = dict(heads), settings, threads
         self.device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
         model, _ = load_trunk(next(iter(heads.values())).checkpoint)
-        self._encoder = make_encoder(model, dtype=dtype, device=self.device, kernels=settings.kernels)
+        # Where no head reads another token, the last layer computes each window's first one alone.
+        self._first_only = all(task.reads == "first" for task in heads.values())
+        self._encoder = make_encoder(
+            model, dtype=dtype, device=self.device, kernels=settings.kernels, first_only=self._first_only
+        )
         self._modules: dict[str, nn.Module] = {
             name: task.module().to(self.device).eval() for name, task in heads.items()
         }
         self._streams = _start_streams(threads)
 
-    def run(self, windows: Windows, names: Sequence[str], *, spread: bool = False) -> dict[str, np.ndarray]:
-        """Compute the heads ``names`` for all windows.
+    def run(
+        self, sequences: Sequences, parts: Mapping[str, Int32s | None], *, spread: bool = False
+    ) -> dict[str, Arrays]:
+        """Compute heads; each window goes through the encoder once, however many of them read it.
 
         Args:
-            windows: encoded items; may be empty.
-            names: which heads.
+            sequences: the windows; there may be none.
+            parts: head name -> which windows it reads, each at most once; None: all of them.
             spread: divide a small call over all streams. Batches then depend on the number of streams, which a
                 job must not let happen.
 
         Returns:
-            For each head float32 [W, width], in the windows' order.
+            For each head what it makes of its windows, in its order of them.
         """
-        answers = {name: np.empty((windows.n_windows, self.heads[name].width), np.float32) for name in names}
-        if windows.n_windows == 0:
-            return answers
+        collected = {name: _Collected(self.heads[name], sequences.n_windows, part) for name, part in parts.items()}
+        if sequences.n_windows == 0:
+            return {name: each.arrays() for name, each in collected.items()}
         budget = self.settings.budget
         if spread:
-            budget = _even_budget(windows.lengths, budget, self.threads)
-        plan = plan_batches(windows.lengths, budget)
-        starts = windows.starts
+            budget = _even_budget(sequences.lengths, budget, self.threads)
+        plan = plan_batches(sequences.lengths, budget)
+        starts = sequences.starts
 
-        def compute(index: np.ndarray) -> tuple[np.ndarray, dict[str, Tensor]]:
-            batch = gather(windows, starts, index, self.device)
-            with torch.inference_mode():
-                hidden_TD = self._encoder(batch)
-                return index, {
-                    name: self.heads[name].reduce(hidden_TD, self._modules[name], batch.layout) for name in names
-                }
+        def compute(index: np.ndarray) -> list[_Found]:
+            return self._compute(sequences, starts, index, collected)
 
         # A lone batch of an interactive call has nothing beside it: all of torch's own threads serve it.
         alone = spread and len(plan) == 1
         results = (compute(index) for index in plan) if alone else self._in_streams(compute, plan)
         with closing(results):
-            for index, arrays in results:
-                for name, array in arrays.items():
-                    answers[name][index] = array.cpu().numpy()
-        return answers
+            for found in results:
+                for name, index, values, counts in found:
+                    collected[name].add(index, values.cpu().numpy(), None if counts is None else counts.cpu().numpy())
+        return {name: each.arrays() for name, each in collected.items()}
+
+    def _compute(
+        self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Mapping[str, _Collected]
+    ) -> list[_Found]:
+        """One forward, and what each head makes of those of its windows that are in it."""
+        batch, lengths = gather(sequences, starts, index, self.device), sequences.lengths[index]
+        found: list[_Found] = []
+        with torch.inference_mode():
+            hidden_TD = self._encoder(batch)
+            if self._first_only:
+                batch, lengths = batch.firsts(), np.ones_like(lengths)
+            for name, each in wanted.items():
+                own = each.own(index)
+                if len(own):
+                    states, read = _of_some(hidden_TD, batch, lengths, own)
+                    values, counts = self.heads[name].reduce(states, self._modules[name], read)
+                    found.append((name, index[own], values, counts))
+        return found
 
     def _in_streams(self, compute: Callable[[np.ndarray], Any], plan: Sequence[np.ndarray]) -> Generator[Any]:
         """Results of ``compute`` over the plan, in order, a few batches ahead of the reader."""
@@ -267,10 +287,68 @@ def _start_streams(threads: int) -> ThreadPoolExecutor:
     return pool
 
 
-def gather(windows: Windows, starts: np.ndarray, index: np.ndarray, device: torch.device) -> TokenBatch:
+def gather(sequences: Sequences, starts: np.ndarray, index: np.ndarray, device: torch.device) -> TokenBatch:
     """The token batch of the windows ``index``, in that order."""
-    lengths = windows.lengths[index].astype(np.int64)
-    shift = np.repeat(starts[index] - (np.cumsum(lengths) - lengths), lengths)
-    where = np.arange(int(lengths.sum())) + shift
-    types = None if windows.type_ids is None else windows.type_ids[where]
-    return TokenBatch.of(windows.ids[where], lengths, types, device)
+    lengths = sequences.lengths[index]
+    where = ranges(starts[index], lengths)
+    types = None if sequences.type_ids is None else sequences.type_ids[where]
+    return TokenBatch.of(sequences.ids[where], lengths, types, device)
+
+
+def _of_some(hidden_TD: Tensor, batch: TokenBatch, lengths: np.ndarray, own: np.ndarray) -> tuple[Tensor, TokenBatch]:
+    """Hidden states and batch of the sequences ``own`` alone."""
+    if len(own) == len(lengths):
+        return hidden_TD, batch
+    begins = np.cumsum(lengths, dtype=np.int64) - lengths
+    tokens = torch.from_numpy(ranges(begins[own], lengths[own])).to(hidden_TD.device, non_blocking=True)
+    return hidden_TD[tokens], batch.select(tokens, lengths[own])
+
+
+_Found = tuple[str, np.ndarray, Tensor, Tensor | None]
+"""Head, its windows in a batch, their numbers, and how many rows each has."""
+
+
+class _Collected:
+    """One head's numbers as the batches bring them, put into its order of its windows at the end.
+
+    Args:
+        task: the head.
+        n_windows: of all heads.
+        part: its windows among them; None: all.
+    """
+
+    def __init__(self, task: Task, n_windows: int, part: Int32s | None) -> None:
+        self._task = task
+        self._size = n_windows if part is None else len(part)
+        self._place: np.ndarray | None = None
+        if part is not None:
+            self._place = np.full(n_windows, -1, np.int64)
+            self._place[part] = np.arange(len(part))
+        self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
+
+    def own(self, index: np.ndarray) -> np.ndarray:
+        """Which of the windows ``index`` are this head's, as places in ``index``."""
+        return np.arange(len(index)) if self._place is None else np.flatnonzero(self._place[index] >= 0)
+
+    def add(self, index: np.ndarray, values: np.ndarray, counts: np.ndarray | None) -> None:
+        """Take the numbers of its windows ``index``, with the rows that each has (None: one)."""
+        self._found.append((index if self._place is None else self._place[index], values, counts))
+
+    def arrays(self) -> Arrays:
+        """All of them in order."""
+        if not self._found:
+            counts = None if self._task.one_row else np.zeros(self._size, np.int32)
+            return Arrays(values=np.empty((0, self._task.width), np.float32), counts=counts)
+        counts = None
+        if not self._task.one_row:
+            counts = np.zeros(self._size, np.int32)
+            for places, _, own in self._found:
+                assert own is not None
+                counts[places] = own
+        rows = np.ones(self._size, np.int64) if counts is None else counts.astype(np.int64)
+        begins = np.cumsum(rows) - rows
+        values = np.empty((int(rows.sum()), self._found[0][1].shape[1]), np.float32)
+        while self._found:  # each batch is let go as soon as it is copied
+            places, found, _ = self._found.pop()
+            values[ranges(begins[places], rows[places])] = found
+        return Arrays(values=values, counts=counts)

@@ -1,29 +1,111 @@
-"""Heads in a Python process: `load` gives a predictor, a predictor answers texts."""
+"""Heads in a Python process: `load` gives a predictor of one, `load_heads` answers with several at once."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
-from raybert.config import HeadSpec, known_options, task_name
+import numpy as np
+
+from raybert.config import HeadSpec, heads_from, known_options, task_name
 from raybert.engine import EngineSettings, Trunk, choose_settings, default_threads
 from raybert.errors import RowError, SettingsError, UsageError
 from raybert.tasks import TASKS, Task, make_task
+from raybert.tasks.arrays import Arrays
+from raybert.tasks.program import Program, group_heads
+from raybert.tasks.rerank import Ranked, rank
 from raybert.text.encoding import Windows
 
-# Texts encoded at once; the next chunk is encoded while this one is computed.
-_CHUNK_TEXTS = 4096
+# Items encoded at once; the next chunk is encoded while this one is computed.
+_CHUNK_ITEMS = 4096
 
 
-class Predictor:
+class Heads:
+    """Several heads over the same texts, ready to answer; several threads may call it at once.
+
+    Heads of one trunk share its forward pass wherever they ask for equal windows, heads of one tokenizer its work.
+    The threads end with `close`, with a ``with`` block, or when the object is deleted.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], settings: EngineSettings, *, threads: int) -> None:
+        self.tasks = dict(tasks)
+        self.settings = settings
+        for task in tasks.values():
+            task.tokenizer()  # one that is missing or of another model is told now, not at the first text
+        self._programs = {pairs: group_heads(self.tasks, pairs=pairs) for pairs in (False, True)}
+        self._closed = False
+        self._trunks = [
+            Trunk({name: self.tasks[name] for name in names}, settings, threads=threads)
+            for names in self._programs[False].trunks
+        ]
+
+    def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
+        """Answer ``items``, in order.
+
+        Args:
+            items: texts of any length; or pairs of texts, of which a head over texts reads the first.
+
+        Returns:
+            For each head what its own predictor would give.
+
+        Raises:
+            UsageError: a bare string where a list is meant; or it is closed.
+            RowError: an item that can't be processed (not a text, a lone surrogate), with its row.
+        """
+        refuse_bare(items)
+        answers: dict[str, list[Any]] = {name: [] for name in self.tasks}
+        pairs = any(isinstance(item, tuple | list) for item in items)
+        for chunk, found in self._found(list(items), self._programs[pairs]):
+            for name, task in self.tasks.items():
+                windows, arrays = found[name]
+                answers[name].append(task.decode(task.items(*_columns(chunk, pairs=pairs)), windows, arrays))
+        return {name: task.join(answers[name]) for name, task in self.tasks.items()}
+
+    def _found(
+        self, items: list[Any], program: Program
+    ) -> Iterator[tuple[list[Any], dict[str, tuple[Windows, Arrays]]]]:
+        """Consecutive chunks of the items, and each head's windows and numbers of them."""
+        if self._closed:
+            names = ", ".join(task.checkpoint.name for task in self.tasks.values())
+            raise UsageError(f"predictor of {names}: closed; load it again")
+        with closing(_ahead(items, lambda chunk: program.encode(*_columns(chunk, pairs=program.pairs)))) as chunks:
+            for chunk, encoded in chunks:
+                found = {}
+                for number, trunk in enumerate(self._trunks):
+                    sequences, parts = program.shared(number, encoded)
+                    wanted = {name: parts[program.encoding_of(name)] for name in program.trunks[number]}
+                    for name, arrays in trunk.run(sequences, wanted, spread=True).items():
+                        found[name] = (encoded[program.encoding_of(name)], arrays)
+                yield chunk, found
+
+    def close(self) -> None:
+        """End the threads; it can't answer any more."""
+        self._closed = True
+        for trunk in self._trunks:
+            trunk.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def info(self) -> dict[str, Any]:
+        """Of each head: model, options and settings in plain values."""
+        return {name: _facts(task, self.settings, name) for name, task in self.tasks.items()}
+
+
+class _OneHead:
     """One head, ready to answer; several threads may call it at once.
 
-    Its threads end with `close`, with a ``with`` block, or when the predictor is deleted.
+    Its threads end with `close`, with a ``with`` block, or when the object is deleted.
 
     Attributes:
+        task: the head.
+        settings: what decides the bits.
         fingerprint: sha256 of everything that decides the answers; equal to a batch job's for the same head.
         columns: names of the columns that a batch job would write for it.
     """
@@ -32,58 +114,18 @@ class Predictor:
         self.task = task
         self.settings = settings
         self.fingerprint = task.fingerprint(settings.dtype)
-        name = task.name.replace("-", "_")
-        own = [field.name for field in task.columns(name, "float32")]
-        self.columns = [*own, f"{name}_tokens", f"{name}_truncated"]
-        task.tokenizer()  # one that is missing or of another model is told now, not at the first text
-        self._closed = False
-        self._trunk = Trunk({task.name: task}, settings, threads=threads)
+        self.columns = _column_names(task, task.name.replace("-", "_"))
+        self._heads = Heads({task.name: task}, settings, threads=threads)
 
-    def __call__(self, texts: Sequence[str | tuple[str, str]]) -> Any:
-        """Answer ``texts``, in order.
-
-        Args:
-            texts: any number of texts of any length; where the task takes them, pairs of texts.
-
-        Returns:
-            What the task gives: embed float32 [N, D].
-
-        Raises:
-            UsageError: a bare string where a list is meant; or the predictor is closed.
-            RowError: a text that can't be encoded (not a string, a lone surrogate), with its row.
-        """
-        if isinstance(texts, str | bytes):
-            raise UsageError(f"texts: a bare {type(texts).__name__} where a list of texts is meant; pass [text]")
-        if self._closed:
-            raise UsageError(f"predictor of {self.task.checkpoint.name}: closed; load it again")
-        answers = []
-        with closing(self._encoded(list(texts))) as chunks:
-            for windows in chunks:
-                arrays = self._trunk.run(windows, [self.task.name], spread=True)[self.task.name]
-                answers.append(self.task.decode(windows, arrays))
-        return self.task.join(answers)
-
-    def _encoded(self, texts: list[Any]) -> Generator[Windows]:
-        """Windows of consecutive chunks, one chunk ahead of the reader."""
-        begins = iter(range(0, len(texts), _CHUNK_TEXTS))
-
-        def encode(begin: int) -> Windows:
-            try:
-                return self.task.encode(texts[begin : begin + _CHUNK_TEXTS])
-            except RowError as error:
-                raise RowError(begin + error.row, error.reason, error.detail) from None
-
-        with ThreadPoolExecutor(1, thread_name_prefix="raybert-encode") as encoder:
-            ahead = [encoder.submit(encode, begin) for begin in islice(begins, 1)]
-            while ahead:
-                windows = ahead.pop().result()
-                ahead += [encoder.submit(encode, begin) for begin in islice(begins, 1)]
-                yield windows
+    def _answers(self, items: Sequence[Any]) -> Any:
+        refuse_bare(items)
+        items = list(items)
+        _check_kinds(self.task, items)
+        return self._heads(items)[self.task.name]
 
     def close(self) -> None:
         """End the predictor's threads; it can't answer any more."""
-        self._closed = True
-        self._trunk.close()
+        self._heads.close()
 
     def __enter__(self) -> Self:
         return self
@@ -93,19 +135,133 @@ class Predictor:
 
     def info(self) -> dict[str, Any]:
         """Model, options and settings in plain values."""
-        config = self.task.checkpoint.config
-        return {
-            "model": self.task.checkpoint.name,
-            "task": self.task.name,
-            "options": self.task.options,
-            "fingerprint": self.fingerprint,
-            "columns": self.columns,
-            "layers": config.num_hidden_layers,
-            "hidden_size": config.hidden_size,
-            "engine": self.settings.as_dict(),
-        }
+        return _facts(self.task, self.settings, self.task.name.replace("-", "_"))
 
 
+class Predictor(_OneHead):
+    """Answers of one head; see `load`."""
+
+    def __call__(self, items: Sequence[Any]) -> Any:
+        """Answer ``items``, in order.
+
+        Args:
+            items: what the task takes: texts of any length; for classify also pairs of texts; for qa
+                ``(question, context)``, for next-sentence pairs, for multiple-choice ``(prompt, [choice, ...])``.
+
+        Returns:
+            What the task gives: embed float32 [N, D], ner a list of `Entity` for each text, and so on.
+
+        Raises:
+            UsageError: a bare string where a list is meant; or the predictor is closed.
+            RowError: an item that can't be processed (not a text, a lone surrogate), with its row.
+        """
+        return self._answers(items)
+
+
+class Reranker(_OneHead):
+    """Documents ranked by one head; see `load`."""
+
+    def __call__(self, query: str, documents: Sequence[str]) -> list[Ranked]:
+        """Rank documents by how well they answer a query.
+
+        Returns:
+            A `Ranked(index, score)` for every document, best first.
+
+        Raises:
+            UsageError: a bare string where a list is meant.
+            RowError: a document that can't be processed, with its row.
+        """
+        refuse_bare(documents)
+        return rank(self.scores([(query, document) for document in documents]))
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """Scores of (query, document) pairs, float32 [N], in their order."""
+        found: np.ndarray = self._answers(pairs)
+        return found
+
+
+def _check_kinds(task: Task, items: Sequence[Any]) -> None:
+    """Refuse texts where pairs are meant, and pairs where texts are."""
+    takes_text, takes_pair = task.takes in ("text", "either"), task.takes != "text"
+    for row, item in enumerate(items):
+        is_pair = isinstance(item, tuple | list)
+        if (is_pair and not takes_pair) or (not is_pair and not takes_text):
+            wanted = _WANTED[task.takes]
+            raise RowError(row, "wrong_type", f"{task.name}: expected {wanted}, got {type(item).__name__}")
+        if is_pair != isinstance(items[0], tuple | list):
+            raise RowError(row, "wrong_type", _MIXED if is_pair else "expected a pair of texts, got str")
+
+
+_WANTED = {
+    "text": "a text",
+    "pair": "a pair of texts",
+    "either": "a text or a pair of texts",
+    "choices": "a prompt and a list of choices",
+}
+_MIXED = "expected a text, got a pair; pass texts and pairs in calls of their own"
+
+
+def refuse_bare(items: object) -> None:
+    """Refuse one text where a list is meant: its letters would be answered one by one.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if isinstance(items, str | bytes):
+        raise UsageError(f"texts: a bare {type(items).__name__} where a list of texts is meant; pass [text]")
+
+
+def _columns(items: Sequence[Any], *, pairs: bool) -> tuple[list[Any], list[Any] | None]:
+    """First and second members of pairs; texts as they are."""
+    if not pairs:
+        return list(items), None
+    for row, item in enumerate(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise RowError(row, "wrong_type", f"expected a pair of texts, got {type(item).__name__}")
+    return [first for first, _ in items], [second for _, second in items]
+
+
+def _ahead(items: list[Any], encode: Callable[[list[Any]], Any]) -> Generator[tuple[list[Any], Any]]:
+    """Consecutive chunks, each with what ``encode`` makes of it, one chunk ahead of the reader."""
+    begins = iter(range(0, len(items), _CHUNK_ITEMS))
+
+    def encoded(begin: int) -> tuple[list[Any], Any]:
+        chunk = items[begin : begin + _CHUNK_ITEMS]
+        try:
+            return chunk, encode(chunk)
+        except RowError as error:
+            raise RowError(begin + error.row, error.reason, error.detail) from None
+
+    with ThreadPoolExecutor(1, thread_name_prefix="raybert-encode") as encoder:
+        ahead = [encoder.submit(encoded, begin) for begin in islice(begins, 1)]
+        while ahead:
+            found = ahead.pop().result()
+            ahead += [encoder.submit(encoded, begin) for begin in islice(begins, 1)]
+            yield found
+
+
+def _column_names(task: Task, name: str) -> list[str]:
+    return [*(field.name for field in task.columns(name, "float32")), f"{name}_tokens", f"{name}_truncated"]
+
+
+def _facts(task: Task, settings: EngineSettings, name: str) -> dict[str, Any]:
+    config = task.checkpoint.config
+    return {
+        "model": task.checkpoint.name,
+        "task": task.name,
+        "options": task.options,
+        "fingerprint": task.fingerprint(settings.dtype),
+        "columns": _column_names(task, name),
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "engine": settings.as_dict(),
+    }
+
+
+@overload
+def load(model: str, task: Literal["rerank", "text-ranking"], **options: Any) -> Reranker: ...
+@overload
+def load(model: str, task: str, **options: Any) -> Predictor: ...
 def load(
     model: str,
     task: str,
@@ -116,7 +272,7 @@ def load(
     max_length: int | None = None,
     threads: int | None = None,
     **task_options: Any,
-) -> Predictor:
+) -> Predictor | Reranker:
     """Load one head into this process.
 
     Args:
@@ -136,16 +292,53 @@ def load(
     """
     name = task_name(task)
     known_options(name, task_options, TASKS[name].OPTIONS)
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise SettingsError(f"threads {threads!r}: takes a whole number from 1")
     if max_length is not None:
         task_options["max_length"] = max_length
     opened = make_task(
         HeadSpec(name=name.replace("-", "_"), task=name, model=str(model), revision=revision, options=task_options)
     )
-    config = opened.checkpoint.config
-    settings = choose_settings(device=device, dtype=dtype, head_width=config.hidden_size // config.num_attention_heads)
-    if threads is None:
+    settings = _settings([opened], device, dtype)
+    count = _threads(threads, settings)
+    if name == "rerank":
+        return Reranker(opened, settings, threads=count)
+    return Predictor(opened, settings, threads=count)
+
+
+def load_heads(
+    heads: Mapping[str, Sequence[Any] | HeadSpec],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+) -> Heads:
+    """Load several heads into this process: one forward pass a trunk, wherever its heads ask for equal windows.
+
+    Args:
+        heads: ``{"v": ("demo", "embed"), "topic": ("path", "classify", {"top_k": 3})}``.
+        device: auto, cpu or cuda.
+        dtype: auto, float32, bfloat16 or float16, of all heads.
+        threads: as of `load`.
+
+    Raises:
+        CheckpointError: a model can't be found, read or honoured.
+        SettingsError: an entry or an option is unknown or out of range.
+        DeviceError: the device or dtype is not to be had here.
+    """
+    tasks = {spec.name: make_task(spec) for spec in heads_from(heads)}
+    settings = _settings(list(tasks.values()), device, dtype)
+    return Heads(tasks, settings, threads=_threads(threads, settings))
+
+
+def _settings(tasks: Sequence[Task], device: str, dtype: str) -> EngineSettings:
+    configs = [task.checkpoint.config for task in tasks]
+    widths = [config.hidden_size // config.num_attention_heads for config in configs]
+    return choose_settings(device=device, dtype=dtype, head_width=max(widths))
+
+
+def _threads(asked: int | None, settings: EngineSettings) -> int:
+    if asked is None:
         # Several streams would cut a call into small batches and queue on one GPU all the same.
-        threads = default_threads() if settings.device == "cpu" else 1
-    return Predictor(opened, settings, threads=threads)
+        return default_threads() if settings.device == "cpu" else 1
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise SettingsError(f"threads {asked!r}: takes a whole number from 1")
+    return asked

@@ -6,7 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raybert.data.cells import from_row, to_row, vectors_from, vectors_table, windows_from, windows_table
+from raybert.data.cells import (
+    arrays_from,
+    arrays_table,
+    from_row,
+    places_table,
+    sequences_from,
+    sequences_table,
+    to_row,
+    windows_from,
+)
+from raybert.tasks.arrays import Arrays
 from raybert.text.encoding import Windows
 
 WORDS = pa.array(["red", "blue", None, "red"]).dictionary_encode()
@@ -22,7 +32,7 @@ TABLE = pa.table(
 )
 
 
-def windows(*lengths: int, types: bool = False) -> Windows:
+def windows(*lengths: int, types: bool = False, places: bool = False) -> Windows:
     count = sum(lengths)
     return Windows(
         ids=np.arange(count, dtype=np.int32),
@@ -31,6 +41,8 @@ def windows(*lengths: int, types: bool = False) -> Windows:
         tokens=np.array(lengths, np.int32) + 1,
         truncated=np.arange(len(lengths)) % 2 == 0,
         type_ids=(np.arange(count) % 2).astype(np.int8) if types else None,
+        offsets=np.arange(2 * count, dtype=np.int32).reshape(-1, 2) if places else None,
+        second=np.arange(2 * len(lengths), dtype=np.int32).reshape(-1, 2) if places else None,
     )
 
 
@@ -87,29 +99,33 @@ def test_more_than_one_row_is_our_own_mistake():
 
 @pytest.mark.parametrize(
     "given",
-    [windows(), windows(1), windows(5, 1, 128), windows(3, 4, types=True)],
-    ids=["none", "one", "three", "types"],
+    [windows(), windows(1), windows(5, 1, 128), windows(3, 4, types=True), windows(3, 4, places=True)],
+    ids=["none", "one", "three", "types", "places"],
 )
 def test_windows_travel_whole(given):
-    _, tables = from_row(among_others(to_row({}, {"windows0": windows_table(given)})))
-    came = windows_from(tables["windows0"])
-    for name in ("ids", "lengths", "row_of_window", "tokens", "truncated"):
+    row = to_row({}, {"trunk0": sequences_table(given), "encoding0": places_table(given)})
+    _, tables = from_row(among_others(row))
+    came = windows_from(tables["encoding0"], sequences_from(tables["trunk0"]))
+    for name in Windows.__dataclass_fields__:
         array, expected = getattr(came, name), getattr(given, name)
+        if expected is None:
+            assert array is None, name
+            continue
         assert array.dtype == expected.dtype, name
         np.testing.assert_array_equal(array, expected, err_msg=name)
-    if given.type_ids is None:
-        assert came.type_ids is None
-    else:
-        np.testing.assert_array_equal(came.type_ids, given.type_ids)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (1, 1), (5, 384)])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_vectors_travel_bit_for_bit(shape, order):
-    vectors = np.asarray(np.random.default_rng(0).standard_normal(shape), np.float32, order=order)
-    vectors[:1, :1] = np.nan
-    _, tables = from_row(among_others(to_row({}, {"array.v": vectors_table(vectors)})))
-    came = vectors_from(tables["array.v"])
-    assert came.dtype == np.float32
-    assert came.shape == shape
-    assert came.tobytes() == np.ascontiguousarray(vectors).tobytes()
+@pytest.mark.parametrize("counted", [False, True])
+def test_numbers_travel_bit_for_bit(shape, order, counted):
+    values = np.asarray(np.random.default_rng(0).standard_normal(shape), np.float32, order=order)
+    values[:1, :1] = np.nan
+    counts = np.array([len(values), 0], np.int32) if counted else None
+    _, tables = from_row(among_others(to_row({}, {"arrays.v": arrays_table(Arrays(values=values, counts=counts))})))
+    came = arrays_from(tables["arrays.v"])
+    assert came.values.dtype == np.float32
+    assert came.values.shape == shape
+    assert came.values.tobytes() == np.ascontiguousarray(values).tobytes()
+    assert (came.counts is None) == (counts is None)
+    assert counts is None or came.counts.tolist() == counts.tolist()

@@ -228,7 +228,11 @@ def row(kind: str, path: str = "") -> dict[str, str]:
     [
         ([row("Transformer")], "module 1 is nothing; raybert can honour only Pooling there"),
         ([row("Transformer"), row("Normalize", "x")], "module 1 is Normalize"),
-        ([row("Transformer"), row("SpladePooling", "x")], "module 1 is SpladePooling"),
+        ([row("Transformer"), row("CLIPModel", "x")], "module 1 is CLIPModel"),
+        (
+            [row("Transformer"), row("SpladePooling", "1_Pooling"), row("Normalize", "x")],
+            "module 'sentence_transformers.models.Normalize' behind SpladePooling can't be honoured",
+        ),
         ([row("StaticEmbedding")], "module 0 is StaticEmbedding"),
         ([row("Transformer"), {"type": "custom_st.Mine", "path": "x"}], "module 'custom_st.Mine' is code of its own"),
         ([row("Transformer"), row("Pooling", "../1_Pooling")], "leads out of the checkpoint's folder"),
@@ -304,8 +308,8 @@ def test_damaged_and_missing_files(folder: Path) -> None:
 
 def test_only_who_needs_the_modules_meets_their_error(folder: Path) -> None:
     rows = json.loads((folder / "modules.json").read_text())
-    write_json(folder / "modules.json", [rows[0], row("SpladePooling", "1_Pooling")])
+    write_json(folder / "modules.json", [rows[0], row("WordWeights", "1_Pooling")])
     checkpoint = open_checkpoint(folder)
     assert checkpoint.max_length == 128
-    with pytest.raises(CheckpointError, match="module 1 is SpladePooling"):
+    with pytest.raises(CheckpointError, match="module 1 is WordWeights"):
         _ = checkpoint.sentence

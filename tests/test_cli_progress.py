@@ -23,7 +23,7 @@ def report(**fields: Any) -> RunReport:
 
 
 def note(rows: int, tokens: int, committed: float, *, bad: int = 0) -> dict[str, Any]:
-    return {"ok": rows - bad, "quarantined": bad, "tokens": {"v": tokens}, "committed": committed}
+    return {"ok": rows - bad, "quarantined": bad, "tokens": {"v": tokens}, "forwarded": tokens, "committed": committed}
 
 
 def open_descriptors() -> set[str]:

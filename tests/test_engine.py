@@ -140,12 +140,12 @@ def test_order_over_chunks(tiny: Path, monkeypatch: pytest.MonkeyPatch, chunk: i
     texts = mixed_texts(TEXTS)
     with predictor_of(tiny, threads=2) as predictor:
         expected = predictor(texts)
-        monkeypatch.setattr(predict, "_CHUNK_TEXTS", chunk)
+        monkeypatch.setattr(predict, "_CHUNK_ITEMS", chunk)
         assert_same(predictor(texts), expected)
 
 
 def test_a_call_of_more_than_one_real_chunk(tiny: Path) -> None:
-    texts = [f"text number {row}" for row in range(2 * predict._CHUNK_TEXTS + 3)]
+    texts = [f"text number {row}" for row in range(2 * predict._CHUNK_ITEMS + 3)]
     with predictor_of(tiny, threads=2) as predictor:
         found = predictor(texts)
         some = [0, 4095, 4096, 5000, 8191, 8192, 8194]
@@ -166,7 +166,7 @@ def test_bits_do_not_depend_on_the_number_of_streams(model: Path, linear: str) -
     answers = []
     for threads in (1, 2, 3, 1):
         trunk = Trunk({"embed": task}, settings, threads=threads)
-        answers.append(trunk.run(windows, ["embed"])["embed"])
+        answers.append(trunk.run(windows, {"embed": None})["embed"].values)
         trunk.close()
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
@@ -178,7 +178,7 @@ def test_bits_of_the_real_model_do_not_depend_on_the_number_of_streams(demo_text
     answers = []
     for threads in (1, 2, 3):
         trunk = Trunk({"embed": task}, settings, threads=threads)
-        answers.append(trunk.run(windows, ["embed"])["embed"])
+        answers.append(trunk.run(windows, {"embed": None})["embed"].values)
         trunk.close()
     assert np.array_equal(answers[0], answers[1])
     assert np.array_equal(answers[0], answers[2])
@@ -199,7 +199,7 @@ class RecordingEncoder:
 def batches_of(trunk: Trunk, windows: Windows, *, spread: bool) -> list[tuple[int, ...]]:
     encoder = RecordingEncoder(trunk._encoder)
     trunk._encoder = encoder
-    trunk.run(windows, ["embed"], spread=spread)
+    trunk.run(windows, {"embed": None}, spread=spread)
     trunk.close()
     return sorted(encoder.batches)
 
@@ -229,12 +229,12 @@ def test_heads_of_one_trunk_share_it(tiny: Path) -> None:
     assert tasks["plain"].encoding_key == tasks["short"].encoding_key
     trunk = Trunk(tasks, settings_of())
     windows = tasks["plain"].encode(mixed_texts(9))
-    both = trunk.run(windows, ["plain", "short"])
+    both = trunk.run(windows, {"plain": None, "short": None})
     for name, task in tasks.items():
         lone = Trunk({name: task}, settings_of())
-        assert np.array_equal(both[name], lone.run(windows, [name])[name])
+        assert np.array_equal(both[name].values, lone.run(windows, {name: None})[name].values)
         lone.close()
-    assert trunk.run(windows, ["short"]).keys() == {"short"}
+    assert trunk.run(windows, {"short": None}).keys() == {"short"}
     trunk.close()
 
 

@@ -100,7 +100,7 @@ NO_TEXTS = {
 def test_what_is_no_text_is_refused_with_its_row(
     embed: Predictor, monkeypatch: pytest.MonkeyPatch, name: str, row: int
 ) -> None:
-    monkeypatch.setattr(predict, "_CHUNK_TEXTS", 3)
+    monkeypatch.setattr(predict, "_CHUNK_ITEMS", 3)
     value, reason, detail = NO_TEXTS[name]
     texts: list[Any] = [f"text {number}" for number in range(9)]
     texts[row] = value

@@ -141,20 +141,20 @@ def test_numbers_of_threads_that_cannot_be(tiny: Path, threads: object) -> None:
 @pytest.mark.parametrize("bad", [0, 30, 59])
 def test_an_error_in_a_stream_reaches_the_caller_and_passes(predictor: Predictor, windows: Windows, bad: int) -> None:
     trunk = trunk_of(predictor)
-    expected = trunk.run(windows, ["embed"])["embed"]
+    expected = trunk.run(windows, {"embed": None})["embed"].values
     ids = windows.ids.copy()
     ids[windows.starts[bad]] = 10**6  # no such word: the embedding of this window's batch fails
     broken = dataclasses.replace(windows, ids=ids)
     for spread in (False, True):
         with pytest.raises(IndexError):
-            trunk.run(broken, ["embed"], spread=spread)
+            trunk.run(broken, {"embed": None}, spread=spread)
         assert trunk._streams._work_queue.empty()
-        assert np.array_equal(trunk.run(windows, ["embed"])["embed"], expected)
+        assert np.array_equal(trunk.run(windows, {"embed": None})["embed"].values, expected)
     trunk.close()
 
 
 def test_an_error_of_a_row_ends_the_encoder_and_passes(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "_CHUNK_TEXTS", 10)
+    monkeypatch.setattr(predict, "_CHUNK_ITEMS", 10)
     expected = predictor(TEXTS)
     with pytest.raises(RowError, match="row 35: "):
         predictor([*TEXTS[:35], "\ud800", *TEXTS])
@@ -182,7 +182,7 @@ def test_ctrl_c_passes_and_the_predictor_answers_on(predictor: Predictor) -> Non
 
 
 def test_many_threads_may_call_one_predictor(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "_CHUNK_TEXTS", 17)
+    monkeypatch.setattr(predict, "_CHUNK_ITEMS", 17)
     expected = predictor(TEXTS)
 
     def call(caller: int) -> None:

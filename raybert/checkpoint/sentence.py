@@ -46,6 +46,7 @@ _ACTIVATIONS = {
 }
 _ACTIVATION_PLACES = ("torch.nn", "torch.nn.modules.activation", "torch.nn.modules.linear")
 
+_TRANSFORMERS = ("Transformer", "MLMTransformer")
 _VECTOR = "sentence_embedding"
 # The one value of each setting under which a module does what raybert does; another value is refused.
 _TRANSFORMER_SETTINGS: dict[str, Any] = {
@@ -60,6 +61,10 @@ _TRANSFORMER_SETTINGS: dict[str, Any] = {
     "config_kwargs": {},
     "tokenizer_args": {},
     "processor_kwargs": {},
+}
+_WORD_SETTINGS: dict[str, Any] = {
+    "transformer_task": "fill-mask",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
 }
 # Arguments of the reference's loader that say how to compute, not what.
 _HARMLESS_MODEL_ARGUMENTS = {
@@ -88,6 +93,19 @@ class Pooling:
 
     modes: tuple[str, ...]
     include_prompt: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splade:
+    """How the word logits of a text's tokens become one number a word (Formal et al. 2021).
+
+    Attributes:
+        strategy: "max" or "sum" over tokens of ``log(1 + relu(logit))``.
+        log_twice: whether the logarithm is taken twice (sentence-transformers' "log1p_relu").
+    """
+
+    strategy: str = "max"
+    log_twice: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +156,7 @@ class SentenceModules:
         do_lower_case: as in `TransformerSettings`.
         prompts: name -> text put before the input.
         default_prompt: the name, in `prompts`, of the one used when none is asked for; or None.
+        splade: how words are weighed, in a checkpoint made for sparse vectors; `pooling` then has no part in it.
     """
 
     pooling: Pooling
@@ -146,6 +165,7 @@ class SentenceModules:
     do_lower_case: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    splade: Splade | None = None
 
     def width(self, hidden_size: int) -> int:
         """How many numbers the final vector has, from token vectors of `hidden_size`."""
@@ -187,7 +207,7 @@ def read_modules(folder: Path) -> tuple[ModuleRow, ...] | None:
 
 def transformer_path(modules: tuple[ModuleRow, ...] | None) -> str:
     """The subfolder that holds config.json, tokenizer and weights of the BERT: mostly "", its own."""
-    return next((row.path for row in modules or () if row.kind == "Transformer"), "")
+    return next((row.path for row in modules or () if row.kind in _TRANSFORMERS), "")
 
 
 def read_transformer_settings(folder: Path) -> TransformerSettings:
@@ -224,12 +244,14 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules | N
         if not row.type.startswith("sentence_transformers."):
             raise CheckpointError(f"{place}: module {row.type!r} is code of its own, which raybert doesn't run")
     kinds = [row.kind for row in rows]
+    if len(kinds) > 1 and kinds[0] in _TRANSFORMERS and kinds[1] == "SpladePooling":
+        return _read_splade(folder, rows)
     for position, wanted in enumerate(("Transformer", "Pooling")):
         found = kinds[position] if position < len(kinds) else "nothing"
         if found != wanted:
             raise CheckpointError(f"{place}: module {position} is {found}; raybert can honour only {wanted} there")
     bert = folder / rows[0].path
-    _check_transformer(bert / TRANSFORMER_FILE)
+    _check_transformer(bert / TRANSFORMER_FILE, _TRANSFORMER_SETTINGS)
     settings = read_transformer_settings(bert)
     pooling = _read_pooling(folder / rows[1].path / "config.json", hidden_size)
     prompts, default_prompt = _read_prompts(folder / PROMPTS_FILE)
@@ -243,8 +265,35 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules | N
     )
 
 
-def _check_transformer(place: Path) -> None:
-    config = _check_settings(place, _TRANSFORMER_SETTINGS, optional=True)
+def _read_splade(folder: Path, rows: tuple[ModuleRow, ...]) -> SentenceModules:
+    if len(rows) > 2:
+        raise CheckpointError(
+            f"{folder / MODULES_FILE}: module {rows[2].type!r} behind SpladePooling can't be honoured"
+        )
+    bert = folder / rows[0].path
+    _check_transformer(bert / TRANSFORMER_FILE, _TRANSFORMER_SETTINGS | _WORD_SETTINGS)
+    place = folder / rows[1].path / "config.json"
+    config = read_json_object(place)
+    strategy, function = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    if strategy not in ("max", "sum") or function not in ("relu", "log1p_relu"):
+        raise CheckpointError(
+            f"{place}: pooling_strategy {strategy!r} with activation_function {function!r} can't be honoured; "
+            "known are max and sum, relu and log1p_relu"
+        )
+    settings = read_transformer_settings(bert)
+    prompts, default_prompt = _read_prompts(folder / PROMPTS_FILE)
+    return SentenceModules(
+        pooling=Pooling(modes=("mean",)),
+        max_seq_length=settings.max_seq_length,
+        do_lower_case=settings.do_lower_case,
+        prompts=prompts,
+        default_prompt=default_prompt,
+        splade=Splade(strategy=strategy, log_twice=function == "log1p_relu"),
+    )
+
+
+def _check_transformer(place: Path, wanted: Mapping[str, Any]) -> None:
+    config = _check_settings(place, wanted, optional=True)
     for key in ("model_args", "model_kwargs"):
         for name in config.get(key) or {}:
             if name not in _HARMLESS_MODEL_ARGUMENTS:

@@ -16,7 +16,7 @@ def plain(answer: Any) -> Any:
     doesn't have.
     """
     if isinstance(answer, np.ndarray):
-        return [float(str(number)) for number in answer]
+        return _numbers(answer)
     if is_dataclass(answer):
         given = {field.name: getattr(answer, field.name) for field in fields(answer)}
         return {name: plain(value) for name, value in given.items() if value is not None}
@@ -24,6 +24,10 @@ def plain(answer: Any) -> Any:
         return {key: plain(value) for key, value in answer.items()}
     if isinstance(answer, list):
         return [plain(value) for value in answer]
-    if isinstance(answer, float):
-        return float(str(np.float32(answer)))
-    return answer
+    return float(str(np.float32(answer))) if isinstance(answer, float) else answer
+
+
+def _numbers(array: np.ndarray) -> list[Any]:
+    if array.ndim > 1:
+        return [_numbers(row) for row in array]
+    return array.tolist() if array.dtype.kind == "i" else [float(str(number)) for number in array]

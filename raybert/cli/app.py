@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raybert.cli import words
+from raybert.config import TASK_NAMES
 from raybert.version import VERSION
 
 app = typer.Typer(
@@ -33,8 +34,13 @@ MaxLength = Annotated[int | None, typer.Option(help="Tokens a text is cut to.", 
 Prompt = Annotated[str | None, typer.Option(help="Text put before every text.")]
 Dimensions = Annotated[int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N")]
 PoolingMode = Annotated[str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE")]
-Windows = Annotated[str | None, typer.Option(help="What happens to longer texts: truncate.", metavar="HOW")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="How many scores an answer holds.", metavar="N")]
+Windows = Annotated[str | None, typer.Option(help="What happens to longer texts: truncate or slide.", metavar="HOW")]
+Stride = Annotated[int | None, typer.Option(help="Sliding: tokens that windows share.", metavar="TOKENS")]
+Aggregation = Annotated[
+    str | None,
+    typer.Option(help="ner: none, simple, first, average, max; sliding: mean, max.", metavar="HOW"),
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="How many answers or scores there are.", metavar="N")]
 Threshold = Annotated[
     float | None, typer.Option(help="Multi-label: the lowest score of a given label.", metavar="SCORE")
 ]
@@ -59,7 +65,7 @@ def _root(
 
 @app.command()
 def predict(  # noqa: PLR0913  one parameter a flag
-    task: Annotated[str, typer.Argument(help="embed or classify.", metavar="TASK")],
+    task: Annotated[str, typer.Argument(help=f"{', '.join(sorted(set(TASK_NAMES.values())))}.", metavar="TASK")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")] = None,
     *,
     model: Model = None,
@@ -70,20 +76,22 @@ def predict(  # noqa: PLR0913  one parameter a flag
     dimensions: Dimensions = None,
     pooling: PoolingMode = None,
     windows: Windows = None,
+    stride: Stride = None,
+    aggregation: Aggregation = None,
     top_k: TopK = None,
     threshold: Threshold = None,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Answer texts from the arguments or stdin: one JSON value a line on stdout."""
-    from raybert.errors import RowError
-
     short = {
         "max_length": max_length,
         "prompt": prompt,
         "dimensions": dimensions,
         "pooling": pooling,
         "windows": windows,
+        "stride": stride,
+        "aggregation": aggregation,
         "top_k": top_k,
         "threshold": threshold,
     }
@@ -95,19 +103,38 @@ def predict(  # noqa: PLR0913  one parameter a flag
         spec.model, spec.task, revision=spec.revision, device=device or "auto", dtype=dtype or "auto", **spec.options
     )
     source = iter(texts) if texts else _stdin_lines()
-    as_item = words.item if predictor.task.takes_pairs else str
     row = 0
     while lines := list(islice(source, _LINES_AT_ONCE)):
-        for _, group in groupby(map(as_item, lines), key=type):  # texts, or pairs
+        read = [words.item(predictor.task, line, row + at) for at, line in enumerate(lines)]
+        for _, group in groupby(read, key=type):  # texts, or pairs
             items = list(group)
-            try:
-                answers = predictor(items)
-            except RowError as error:
-                raise RowError(row + error.row, error.reason, error.detail) from None
-            for answer in answers:
+            for answer in _answers(predictor, items, row):
                 sys.stdout.write(json.dumps(plain(answer)) + "\n")
             sys.stdout.flush()
             row += len(items)
+
+
+def _answers(predictor: Any, items: list[Any], row: int) -> Any:
+    """An answer a line; an error names the line's row."""
+    from raybert.errors import RowError
+    from raybert.predict import Reranker
+
+    if isinstance(predictor, Reranker):
+        return [ranked for at, item in enumerate(items) for ranked in _ranked(predictor, item, row + at)]
+    try:
+        return predictor(items)
+    except RowError as error:
+        raise RowError(row + error.row, error.reason, error.detail) from None
+
+
+def _ranked(predictor: Any, item: Any, row: int) -> list[Any]:
+    """One query's answer, as a list of one."""
+    from raybert.errors import RowError
+
+    try:
+        return [predictor(*item)]
+    except RowError as error:
+        raise RowError(row, error.reason, f"document {error.row}: {error.detail}") from None
 
 
 def _stdin_lines() -> Iterator[str]:
@@ -129,6 +156,9 @@ def run(  # noqa: PLR0913  one parameter a flag
     model: Model = None,
     revision: Revision = None,
     text_column: Annotated[str | None, typer.Option(help="The column of texts [default: text].", metavar="COL")] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(help="The column of second texts, or lists of choices.", metavar="COL")
+    ] = None,
     keep: Annotated[str | None, typer.Option(help="Columns to carry along.", metavar="COL,COL|all")] = None,
     input_format: Annotated[str | None, typer.Option(help="auto, parquet, jsonl or text.", metavar="FORMAT")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N rows.", metavar="N")] = None,
@@ -149,6 +179,8 @@ def run(  # noqa: PLR0913  one parameter a flag
     dimensions: Dimensions = None,
     pooling: PoolingMode = None,
     windows: Windows = None,
+    stride: Stride = None,
+    aggregation: Aggregation = None,
     top_k: TopK = None,
     threshold: Threshold = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left.")] = False,
@@ -161,12 +193,15 @@ def run(  # noqa: PLR0913  one parameter a flag
         "dimensions": dimensions,
         "pooling": pooling,
         "windows": windows,
+        "stride": stride,
+        "aggregation": aggregation,
         "top_k": top_k,
         "threshold": threshold,
     }
     specs = words.head_specs(head, model=model, revision=revision, options=option or (), short=short)
     given: dict[str, Any] = {
         "text_column": text_column,
+        "pair_column": pair_column,
         "keep": words.columns(keep),
         "input_format": input_format,
         "limit": limit,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from raybert.config import HeadSpec, nearest, parse_head
-from raybert.errors import SettingsError
+from raybert.config import HeadSpec, known_options, nearest, parse_head
+from raybert.errors import RowError, SettingsError
+
+if TYPE_CHECKING:
+    from raybert.tasks import Task
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
 _UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30}
@@ -62,24 +65,52 @@ def columns(text: str | None) -> tuple[str, ...] | str | None:
 
 
 def option_value(text: str) -> Any:
-    """A JSON number, true, false or null; anything else is a string as it stands."""
+    """A JSON number, true, false, null or list of texts; anything else is a string as it stands."""
     try:
         value = json.loads(text)
     except ValueError:
         return text
+    if isinstance(value, list) and all(isinstance(each, str) for each in value):
+        return value
     return text if isinstance(value, dict | list | str) else value
 
 
-def item(line: str) -> str | tuple[str, str]:
-    """A line of a task that takes pairs: ``["a", "b"]`` is one, anything else is a text."""
-    if line.startswith("["):
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError:
-            return line
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(text, str) for text in value):
-            return value[0], value[1]
-    return line
+def item(task: Task, line: str, row: int) -> Any:
+    """What a line means to a task.
+
+    For one over texts the line as it stands. For classify ``["a", "b"]`` is a pair and anything else a text. The
+    others read ``["a", "b"]``, qa also ``{"question", "context"}``, rerank ``{"query", "documents"}`` or
+    ``["query", ["document", ...]]``, multiple-choice ``{"prompt", "choices"}`` or ``["prompt", ["choice", ...]]``.
+
+    Raises:
+        RowError: a line of another form.
+    """
+    if task.takes == "text":
+        return line
+    value = _json(line) if line.lstrip().startswith(("[", "{")) else None
+    keys = _KEYS.get(task.name)
+    if isinstance(value, dict) and keys is not None and set(value) == set(keys):
+        value = [value[key] for key in keys]
+    if isinstance(value, list) and len(value) == 2:
+        first, second = value
+        lists = task.name in ("rerank", "multiple-choice")
+        texts = second if lists else [second]
+        if isinstance(first, str) and isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            return first, second
+    if task.takes == "either":
+        return line
+    shown = "{" + ", ".join(f'"{key}": ...' for key in keys) + "}" if keys else '["first", "second"]'
+    raise RowError(row, "wrong_type", f"{task.name}: expected a line of JSON such as {shown}, got {line[:60]!r}")
+
+
+_KEYS = {"qa": ("question", "context"), "rerank": ("query", "documents"), "multiple-choice": ("prompt", "choices")}
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def head_specs(
@@ -97,11 +128,13 @@ def head_specs(
         model: ``--model``, for heads that name none.
         revision: ``--revision``, for hub ids.
         options: ``--option`` words, ``[NAME.]KEY=VALUE``.
-        short: options with a form of their own, for all heads; None is one not given.
+        short: options with a form of their own, for all heads that have them; None is one not given.
 
     Raises:
         SettingsError: a word of another form, or an option for a head that isn't there.
     """
+    from raybert.tasks import TASKS
+
     common = {key: value for key, value in short.items() if value is not None}
     own: dict[str, dict[str, Any]] = {}
     for word in options:
@@ -116,13 +149,20 @@ def head_specs(
     for name in own:
         if name not in names:
             raise SettingsError(f"option {name}.…: no head is called {name!r}{nearest(name, names)}")
+    for key in common:  # of several heads, those take it that know it
+        if len(specs) > 1 and not any(key in TASKS[spec.task].OPTIONS for spec in specs):
+            known_options(", ".join(names), {key: None}, {key for spec in specs for key in TASKS[spec.task].OPTIONS})
     return tuple(
         HeadSpec(
             name=spec.name,
             task=spec.task,
             model=spec.model,
             revision=revision,
-            options={**common, **own.get(spec.name, {})},
+            options=_meant(common, TASKS[spec.task].OPTIONS if len(specs) > 1 else None) | own.get(spec.name, {}),
         )
         for spec in specs
     )
+
+
+def _meant(common: Mapping[str, Any], known: Sequence[str] | None) -> dict[str, Any]:
+    return {key: value for key, value in common.items() if known is None or key in known}

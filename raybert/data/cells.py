@@ -7,16 +7,18 @@ binary cell passes through the object store without a look inside.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raybert.text.encoding import Windows
+from raybert.tasks.arrays import Arrays
+from raybert.text.encoding import Sequences, Windows
 
 NOTE, PAYLOAD = "note", "payload"
-_WINDOWS = ("ids", "lengths", "row_of_window", "tokens", "truncated", "type_ids")
+_SEQUENCES = ("ids", "lengths", "type_ids")
+_PLACES = ("row_of_window", "tokens", "truncated", "offsets", "second")
 
 
 def to_row(note: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> pa.Table:
@@ -40,36 +42,69 @@ def from_row(row: pa.Table) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     return note, {name: _table(payload.slice(begin)) for name, begin in begins.items()}
 
 
-def windows_table(windows: Windows) -> pa.Table:
-    """Windows as one row whose cells are the arrays."""
+def sequences_table(sequences: Sequences) -> pa.Table:
+    """Windows to compute, as one row whose cells are the arrays."""
+    return _arrays_row({name: getattr(sequences, name) for name in _SEQUENCES})
+
+
+def sequences_from(table: pa.Table) -> Sequences:
+    """The windows of `sequences_table`."""
+    return Sequences(**_row_arrays(table, _SEQUENCES))
+
+
+def places_table(windows: Windows) -> pa.Table:
+    """What is known of windows beside their ids, likewise."""
+    return _arrays_row({name: getattr(windows, name) for name in _PLACES})
+
+
+def windows_from(table: pa.Table, sequences: Sequences) -> Windows:
+    """The windows of `places_table` with these ids."""
+    found = _row_arrays(table, _PLACES)
+    for name in ("offsets", "second"):
+        found[name] = None if found[name] is None else found[name].reshape(-1, 2)
+    return Windows(ids=sequences.ids, lengths=sequences.lengths, type_ids=sequences.type_ids, **found)
+
+
+def arrays_table(arrays: Arrays) -> pa.Table:
+    """A head's numbers as one row, with how many stand side by side."""
+    table = _arrays_row({"values": arrays.values, "counts": arrays.counts})
+    return table.append_column("width", [[arrays.values.shape[1]]])
+
+
+def arrays_from(table: pa.Table) -> Arrays:
+    """The numbers of `arrays_table`."""
+    found = _row_arrays(table, ("values", "counts"))
+    values: np.ndarray = found["values"]
+    return Arrays(values=values.reshape(-1, table["width"][0].as_py()), counts=found["counts"])
+
+
+def numbers_table(numbers: np.ndarray) -> pa.Table:
+    """One array as one row."""
+    return _arrays_row({"numbers": numbers})
+
+
+def numbers_from(table: pa.Table) -> np.ndarray:
+    """The array of `numbers_table`."""
+    found: np.ndarray = _row_arrays(table, ("numbers",))["numbers"]
+    return found
+
+
+def _arrays_row(arrays: Mapping[str, np.ndarray | None]) -> pa.Table:
+    """One row, a cell an array, in C order; an array that is None has no column."""
     columns = {}
-    for name in _WINDOWS:
-        values = getattr(windows, name)
+    for name, values in arrays.items():
         if values is not None:
-            columns[name] = pa.LargeListArray.from_arrays([0, len(values)], pa.array(values))
+            flat = np.ascontiguousarray(values).reshape(-1)
+            columns[name] = pa.LargeListArray.from_arrays([0, len(flat)], pa.array(flat))
     return pa.table(columns)
 
 
-def windows_from(table: pa.Table) -> Windows:
-    """The windows of `windows_table`."""
-    arrays = {
-        name: table[name].chunk(0).values.to_numpy(zero_copy_only=False)
-        for name in _WINDOWS
-        if name in table.column_names
+def _row_arrays(table: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    """The flat arrays of `_arrays_row`; None for one without a column."""
+    return {
+        name: table[name].chunk(0).values.to_numpy(zero_copy_only=False) if name in table.column_names else None
+        for name in names
     }
-    return Windows(**{**dict.fromkeys(_WINDOWS), **arrays})
-
-
-def vectors_table(vectors: np.ndarray) -> pa.Table:
-    """Float32 [W, D] as one row: the numbers in one cell, D beside them."""
-    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
-    return pa.table({"numbers": pa.LargeListArray.from_arrays([0, len(flat)], flat), "width": [vectors.shape[1]]})
-
-
-def vectors_from(table: pa.Table) -> np.ndarray:
-    """The array of `vectors_table`."""
-    numbers: np.ndarray = table["numbers"].chunk(0).values.to_numpy()
-    return numbers.reshape(-1, table["width"][0].as_py())
 
 
 def _cell(content: pa.Buffer) -> pa.Array:

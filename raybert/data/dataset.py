@@ -10,10 +10,11 @@ import pyarrow as pa
 
 from raybert.cluster import ENCODE_CPUS, WRITE_CPUS, alive_nodes, call_on_worker, limit_worker_threads, share_out
 from raybert.config import HeadSpec, heads_from, one_of
-from raybert.data.cells import from_row, to_row, windows_table
-from raybert.data.plan import VECTOR_TYPES, unique_names
-from raybert.data.stages import ModelStage, head_columns, head_fields, load_check, open_program
+from raybert.data.cells import from_row, to_row
+from raybert.data.heads import VECTOR_TYPES, check_pairs, head_fields, unique_names
+from raybert.data.stages import ModelStage, encoded_tables, head_columns, load_check
 from raybert.errors import InputError, SettingsError
+from raybert.tasks.program import open_program
 
 _BATCH_ROWS = 4096
 _OTHERS_CPUS = 1.0  # what Ray Data books for a task of the dataset's other stages, unless told
@@ -24,6 +25,7 @@ def apply(
     heads: Mapping[str, Sequence[Any] | HeadSpec],
     *,
     text_column: str = "text",
+    pair_column: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     budget: int | None = None,
@@ -40,6 +42,7 @@ def apply(
         dataset: any `ray.data.Dataset`.
         heads: ``{"v": ("demo", "embed")}``, as in `raybert.data.run`.
         text_column: the dataset's column of texts.
+        pair_column: of the second texts, or lists of choices, for heads over pairs; null answers as for texts.
         device: auto, cpu or cuda.
         dtype: auto, float32, bfloat16 or float16; resolved once for all actors.
         budget: tokens of one forward.
@@ -59,7 +62,8 @@ def apply(
     one_of("vector_type", vector_type, VECTOR_TYPES)
     specs = heads_from(heads)
     unique_names(specs)
-    _check_columns(dataset, specs, text_column, vector_type)
+    pairs = pair_column is not None
+    _check_columns(dataset, specs, text_column, pair_column, vector_type)
     shares = share_out(
         alive_nodes(),
         device=device,
@@ -69,18 +73,19 @@ def apply(
         others=_OTHERS_CPUS,
     )
     engine = call_on_worker(load_check, specs, device, dtype, budget, cpus=shares.cpus, gpus=shares.gpus)
-    program = open_program(specs)
+    program = open_program(specs, pairs=pairs)
     stage = {
         "specs": specs,
         "fingerprints": {name: task.fingerprint(engine["dtype"]) for name, task in program.tasks.items()},
         "engine": engine,
         "streams": shares.streams,
+        "pairs": pairs,
     }
     dataset = dataset.map_batches(
         _encode,
         batch_size=_BATCH_ROWS,
         batch_format="pyarrow",
-        fn_kwargs={"specs": specs, "text_column": text_column},
+        fn_kwargs={"specs": specs, "text_column": text_column, "pair_column": pair_column},
         num_cpus=ENCODE_CPUS,
     )
     dataset = dataset.map_batches(
@@ -96,18 +101,24 @@ def apply(
         _decode,
         batch_size=1,
         batch_format="pyarrow",
-        fn_kwargs={"specs": specs, "vector_type": vector_type},
+        fn_kwargs={"specs": specs, "vector_type": vector_type, "text_column": text_column, "pair_column": pair_column},
         num_cpus=WRITE_CPUS,
     )
 
 
-def _check_columns(dataset: Any, specs: Sequence[HeadSpec], text_column: str, vector_type: str) -> None:
+def _check_columns(
+    dataset: Any, specs: Sequence[HeadSpec], text_column: str, pair_column: str | None, vector_type: str
+) -> None:
     """Refuse what Ray Data would let pass: it drops a misspelt column silently, and overwrites one that is there."""
     schema = dataset.schema()
     if schema is None:
         raise InputError("dataset: it has no rows, so no columns either")
     one_of("text_column", text_column, schema.names)
-    program = open_program(specs)
+    if pair_column is not None:
+        one_of("pair_column", pair_column, schema.names)
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    check_pairs(specs, None if pair_column is None else kinds[pair_column])
+    program = open_program(specs, pairs=pair_column is not None)
     taken = dict.fromkeys(schema.names, "the dataset")
     for spec in specs:
         for field in head_fields(program.tasks[spec.name], spec.name, vector_type):
@@ -118,27 +129,48 @@ def _check_columns(dataset: Any, specs: Sequence[HeadSpec], text_column: str, ve
             taken[field.name] = f"head {spec.name!r}"
 
 
-def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str) -> pa.Table:
+def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str, pair_column: str | None) -> pa.Table:
     """Rows -> one row with their windows; ``good`` says which rows have any."""
     from raybert.text.tokenizer import problem
 
     limit_worker_threads()
-    texts = block[text_column].to_pylist()
+    texts, seconds = _texts(block, text_column, pair_column)
     good = [row for row, text in enumerate(texts) if problem(text) is None]
+    if seconds is not None:
+        good = [row for row in good if _is_second(seconds[row])]
     tables = {"block": block, "good": pa.table({"row": pa.array(good, pa.int64())})}
-    program = open_program(specs)
-    for number, names in enumerate(program.groups):
-        windows = program.tasks[names[0]].encode([texts[row] for row in good])
-        tables[f"windows{number}"] = windows_table(windows)
-    return to_row({}, tables)
+    program = open_program(specs, pairs=pair_column is not None)
+    return to_row({}, tables | encoded_tables(program, *_chosen(texts, seconds, good)))
 
 
-def _decode(row: pa.Table, specs: Sequence[HeadSpec], vector_type: str) -> pa.Table:
+def _texts(block: pa.Table, text_column: str, pair_column: str | None) -> tuple[list[Any], list[Any] | None]:
+    return block[text_column].to_pylist(), None if pair_column is None else block[pair_column].to_pylist()
+
+
+def _chosen(
+    texts: Sequence[Any], seconds: Sequence[Any] | None, rows: Sequence[int]
+) -> tuple[list[Any], list[Any] | None]:
+    return [texts[row] for row in rows], None if seconds is None else [seconds[row] for row in rows]
+
+
+def _is_second(value: Any) -> bool:
+    """Whether a value can stand beside a text: a text itself, or a list of one or more."""
+    from raybert.text.tokenizer import problem
+
+    if isinstance(value, list):
+        return bool(value) and all(problem(text) is None for text in value)
+    return problem(value) is None
+
+
+def _decode(
+    row: pa.Table, specs: Sequence[HeadSpec], vector_type: str, text_column: str, pair_column: str | None
+) -> pa.Table:
     """Arrays -> the rows again, with the heads' columns; null where a row has none."""
     _, tables = from_row(row)
     block, good = tables["block"], tables["good"]["row"].to_numpy()
-    program = open_program(specs)
-    columns, _ = head_columns(program, tables, vector_type)
+    program = open_program(specs, pairs=pair_column is not None)
+    texts, seconds = _chosen(*_texts(block, text_column, pair_column), good.tolist())
+    columns, _ = head_columns(program, tables, vector_type, texts, seconds)
     place = np.full(len(block), -1, np.int64)
     place[good] = np.arange(len(good))
     take = pa.array(place, mask=place < 0)

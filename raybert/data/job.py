@@ -35,6 +35,7 @@ class RunReport:
         rows: rows committed by this run, quarantined ones included.
         quarantined: of these.
         tokens: by head, before truncation.
+        forwarded: tokens that this run put through an encoder: those of heads that share a window count once.
         parts: parts committed by this run.
         splits_left: whether anything was left to do at the start.
         vanished: input files of the manifest that are no longer there; their parts stay.
@@ -52,6 +53,7 @@ class RunReport:
     rows: int = 0
     quarantined: int = 0
     tokens: dict[str, int] = field(default_factory=dict)
+    forwarded: int = 0
     parts: int = 0
     splits_left: bool = True
     vanished: tuple[str, ...] = ()
@@ -78,6 +80,7 @@ class RunReport:
         self.rows += rows
         self.quarantined += note["quarantined"]
         self.parts += 1
+        self.forwarded += note["forwarded"]
         for name, count in note["tokens"].items():
             self.tokens[name] = self.tokens.get(name, 0) + count
 

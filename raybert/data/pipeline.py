@@ -115,7 +115,7 @@ class _Model:
     """`ModelStage` as Ray Data calls it."""
 
     def __init__(self, job: Job, tries: Any) -> None:
-        self._stage = ModelStage(job.heads, job.fingerprints, job.engine, job.streams)
+        self._stage = ModelStage(job.heads, job.fingerprints, job.engine, job.streams, job.pairs)
         self._tries = tries
 
     def __call__(self, block: pa.Table) -> pa.Table:

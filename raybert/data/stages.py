@@ -22,14 +22,26 @@ import pyarrow as pa
 
 from raybert.cluster import limit_worker_threads
 from raybert.config import HeadSpec
-from raybert.data.cells import from_row, to_row, vectors_from, vectors_table, windows_from, windows_table
+from raybert.data.cells import (
+    arrays_from,
+    arrays_table,
+    from_row,
+    numbers_from,
+    numbers_table,
+    places_table,
+    sequences_from,
+    sequences_table,
+    to_row,
+    windows_from,
+)
 from raybert.data.part import Receipt, encode_part, encode_quarantine, quarantine_name
 from raybert.data.read import RawSplit, ReadSpec, read_splits
-from raybert.data.rows import TEXT
+from raybert.data.rows import PAIR, TEXT
 from raybert.data.splits import InputFile, ReadTask, Split, part_name
 from raybert.data.store import Store
 from raybert.errors import DeviceError, RaybertError
-from raybert.tasks import Task, make_task
+from raybert.tasks.program import Program, open_program
+from raybert.text.encoding import Windows
 from raybert.version import VERSION
 
 Note = dict[str, Any]
@@ -61,37 +73,10 @@ class Job:
     schema: bytes
     vector_type: str
 
-
-@dataclass(frozen=True)
-class Program:
-    """Opened heads, grouped: heads of one trunk and equal windows share encoding and forward."""
-
-    tasks: Mapping[str, Task]
-    groups: tuple[tuple[str, ...], ...]
-
-
-@lru_cache(maxsize=4)
-def _program(heads: tuple[tuple[Any, ...], ...]) -> Program:
-    specs = [
-        HeadSpec(name=name, task=task, model=model, revision=revision, options=dict(options))
-        for name, task, model, revision, options in heads
-    ]
-    return group_heads({spec.name: make_task(spec) for spec in specs})
-
-
-def open_program(heads: Sequence[HeadSpec]) -> Program:
-    """Open heads once a process; later calls with equal heads give the same object."""
-    return _program(tuple((h.name, h.task, h.model, h.revision, tuple(sorted(h.options.items()))) for h in heads))
-
-
-def group_heads(tasks: Mapping[str, Task]) -> Program:
-    """Group heads by trunk and windows, in the order of their first members."""
-    from raybert.checkpoint.digest import trunk_digest
-
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, task in tasks.items():
-        groups.setdefault((trunk_digest(task.checkpoint), task.encoding_key), []).append(name)
-    return Program(tasks, tuple(tuple(names) for names in groups.values()))
+    @property
+    def pairs(self) -> bool:
+        """Whether a second text, or a list of choices, stands beside each text."""
+        return self.read.pair_column is not None
 
 
 def error_row(note: Note, error: RaybertError) -> pa.Table:
@@ -115,16 +100,34 @@ def read_stage(task: ReadTask, job: Job) -> Iterator[pa.Table]:
 
 
 def encode_stage(row: pa.Table, job: Job) -> pa.Table:
-    """Texts of a split -> windows of each group of heads; the texts end here."""
+    """Texts of a split -> windows; texts that no head decodes from end here."""
     note, tables = from_row(row)
     if "error" in note:
         return row
-    program = open_program(job.heads)
-    texts = tables["rows"][TEXT].to_pylist()
-    tables["rows"] = tables["rows"].drop_columns([TEXT])
-    for number, names in enumerate(program.groups):
-        tables[f"windows{number}"] = windows_table(program.tasks[names[0]].encode(texts))
+    program = open_program(job.heads, pairs=job.pairs)
+    rows = tables["rows"]
+    tables |= encoded_tables(program, *row_texts(rows))
+    if not any(task.needs_texts for task in program.tasks.values()):
+        tables["rows"] = rows.drop_columns([name for name in (TEXT, PAIR) if name in rows.column_names])
     return to_row(note, tables)
+
+
+def row_texts(rows: pa.Table) -> tuple[list[str], list[Any] | None]:
+    """The texts of a split's rows, and what stands beside them if anything does."""
+    return rows[TEXT].to_pylist(), rows[PAIR].to_pylist() if PAIR in rows.column_names else None
+
+
+def encoded_tables(program: Program, texts: Sequence[str], seconds: Sequence[Any] | None) -> dict[str, pa.Table]:
+    """Windows of all heads: what each trunk computes, and how each encoding finds its own among it."""
+    encoded = program.encode(texts, seconds)
+    tables = {f"encoding{number}": places_table(windows) for number, windows in enumerate(encoded)}
+    for trunk in range(len(program.trunks)):
+        sequences, parts = program.shared(trunk, encoded)
+        tables[f"trunk{trunk}"] = sequences_table(sequences)
+        for number, part in parts.items():
+            if part is not None:
+                tables[f"part{trunk}.{number}"] = numbers_table(part)
+    return tables
 
 
 class ModelStage:
@@ -136,6 +139,7 @@ class ModelStage:
         fingerprints: Mapping[str, str],
         engine: Mapping[str, Any],
         streams: int,
+        pairs: bool,
     ) -> None:
         """Load.
 
@@ -144,6 +148,7 @@ class ModelStage:
             fingerprints: that they must have, by name.
             engine: `EngineSettings` in plain form, imposed.
             streams: threads of arithmetic.
+            pairs: whether a second text stands beside each text.
 
         Raises:
             DeviceError: this machine can't obey the run's settings.
@@ -154,7 +159,7 @@ class ModelStage:
 
         settings = EngineSettings.from_dict(engine)
         settings.check()
-        self._program = open_program(specs)
+        self._program = open_program(specs, pairs=pairs)
         for name, task in self._program.tasks.items():
             if task.fingerprint(settings.dtype) != fingerprints[name]:
                 raise DeviceError(
@@ -163,45 +168,59 @@ class ModelStage:
                 )
         self._trunks = [
             Trunk({name: self._program.tasks[name] for name in names}, settings, threads=streams)
-            for names in self._program.groups
+            for names in self._program.trunks
         ]
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        """Windows of a split -> one array a head."""
+        """Windows of a split -> a few numbers a head."""
         note, tables = from_row(row)
         if "error" in note:
             return row
-        begin = time.perf_counter()
-        for number, (names, trunk) in enumerate(zip(self._program.groups, self._trunks, strict=True)):
-            windows = windows_from(tables[f"windows{number}"])
-            for name, array in trunk.run(windows, names).items():
-                tables[f"array.{name}"] = vectors_table(array)
-        return to_row({**note, "model_s": time.perf_counter() - begin}, tables)
+        begin, tokens = time.perf_counter(), 0
+        for number, (names, trunk) in enumerate(zip(self._program.trunks, self._trunks, strict=True)):
+            sequences = sequences_from(tables[f"trunk{number}"])
+            tokens += len(sequences.ids)
+            parts = {name: _part(tables, number, self._program.encoding_of(name)) for name in names}
+            for name, arrays in trunk.run(sequences, parts).items():
+                tables[f"arrays.{name}"] = arrays_table(arrays)
+        return to_row({**note, "model_s": time.perf_counter() - begin, "forwarded": tokens}, tables)
+
+
+def _part(tables: Mapping[str, pa.Table], trunk: int, encoding: int) -> np.ndarray | None:
+    """Which of a trunk's windows are an encoding's own; None: all."""
+    table = tables.get(f"part{trunk}.{encoding}")
+    return None if table is None else numbers_from(table)
+
+
+def _windows(program: Program, tables: Mapping[str, pa.Table], encoding: int) -> Windows:
+    """The windows of an encoding, as they were cut."""
+    trunk = next(number for number in range(len(program.trunks)) if encoding in program.encodings_of(number))
+    part, sequences = _part(tables, trunk, encoding), sequences_from(tables[f"trunk{trunk}"])
+    return windows_from(tables[f"encoding{encoding}"], sequences if part is None else sequences.select(part))
 
 
 def head_columns(
-    program: Program, tables: Mapping[str, pa.Table], vector_type: str
+    program: Program,
+    tables: Mapping[str, pa.Table],
+    vector_type: str,
+    texts: Sequence[str],
+    seconds: Sequence[Any] | None,
 ) -> tuple[dict[str, pa.Array], dict[str, int]]:
     """Output columns of all heads, and each head's tokens before truncation."""
     columns: dict[str, pa.Array] = {}
     tokens: dict[str, int] = {}
-    for number, names in enumerate(program.groups):
-        windows = windows_from(tables[f"windows{number}"])
+    for number, names in enumerate(program.encodings):
+        windows = _windows(program, tables, number)
         for name in names:
             task = program.tasks[name]
-            arrays = task.arrow(windows, vectors_from(tables[f"array.{name}"]), vector_type)
+            arrays = arrays_from(tables[f"arrays.{name}"])
+            found = task.arrow(task.items(texts, seconds), windows, arrays, vector_type)
             fields = task.columns(name, vector_type)
-            columns |= {field.name: array for field, array in zip(fields, arrays, strict=True)}
+            columns |= {field.name: array for field, array in zip(fields, found, strict=True)}
             columns[f"{name}_tokens"] = pa.array(windows.tokens, pa.int32())
             columns[f"{name}_truncated"] = pa.array(windows.truncated, pa.bool_())
             tokens[name] = int(windows.tokens.sum(dtype=np.int64))
     return columns, tokens
-
-
-def head_fields(task: Task, name: str, vector_type: str) -> list[pa.Field]:
-    """All fields that a head adds to a part."""
-    counts = [pa.field(f"{name}_tokens", pa.int32()), pa.field(f"{name}_truncated", pa.bool_())]
-    return [*task.columns(name, vector_type), *counts]
 
 
 def write_stage(row: pa.Table, job: Job) -> pa.Table:
@@ -219,7 +238,10 @@ def _commit(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Note:
     file = InputFile(**note["file"])
     split = Split(file=file.number, begin=note["begin"], end=note["end"], last=note["last"])
     rows, bad = tables["rows"], tables["bad"]
-    columns, tokens = head_columns(open_program(job.heads), tables, job.vector_type)
+    # Texts come this far only where a head decodes from them.
+    texts, seconds = row_texts(rows) if TEXT in rows.column_names else ([], [] if job.pairs else None)
+    program = open_program(job.heads, pairs=job.pairs)
+    columns, tokens = head_columns(program, tables, job.vector_type, texts, seconds)
     schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
     numbers = pa.array(np.full(len(rows), file.number, np.int32))
     columns |= {"_file": numbers} | {name: rows[name] for name in rows.column_names}
@@ -242,7 +264,8 @@ def _commit(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Note:
         bad = bad.add_column(0, "_file", pa.array(np.full(len(bad), file.number, np.int32)))
         store.write(quarantine_name(name), encode_quarantine(bad))
     store.write(name, part)
-    return {"part": name, "ok": len(rows), "quarantined": len(bad), "tokens": tokens}
+    forwarded = note["forwarded"]
+    return {"part": name, "ok": len(rows), "quarantined": len(bad), "tokens": tokens, "forwarded": forwarded}
 
 
 @lru_cache(maxsize=1)
@@ -266,6 +289,6 @@ def load_check(heads: Sequence[HeadSpec], device: str, dtype: str, budget: int |
         t.checkpoint.config.hidden_size // t.checkpoint.config.num_attention_heads for t in program.tasks.values()
     ]
     settings = choose_settings(device=device, dtype=dtype, budget=budget, head_width=max(widths))
-    for names in program.groups:
+    for names in program.trunks:
         Trunk({name: program.tasks[name] for name in names}, settings).close()
     return settings.as_dict()

@@ -53,6 +53,8 @@ class Layout:
         groups: runs of equal length, in order.
         blocks: the same in the pieces that `grouped` computes one by one.
         positions_T: each token's position in its sequence, int64, on the encoder's device.
+        lengths: of each sequence, int64 [N], on the CPU.
+        firsts: where each sequence begins, int64 [N], on the encoder's device.
         starts: int32 [N + 1] cumulative lengths on the encoder's device; None where no kernel reads it.
         longest: longest sequence.
     """
@@ -60,6 +62,8 @@ class Layout:
     groups: tuple[Group, ...]
     blocks: tuple[Group, ...]
     positions_T: Tensor
+    lengths: Tensor
+    firsts: Tensor
     starts: Tensor | None
     longest: int
 
@@ -85,11 +89,22 @@ def layout_of(lengths: np.ndarray, device: torch.device) -> Layout:
     if device.type == "cuda":
         starts = torch.from_numpy(np.r_[0, ends].astype(np.int32)).to(device, non_blocking=True)
     blocks = groups if device.type == "cuda" else tuple(_by_powers_of_two(groups))
-    return Layout(groups, blocks, torch.from_numpy(positions).to(device, non_blocking=True), starts, int(lengths.max()))
+    return Layout(
+        groups=groups,
+        blocks=blocks,
+        positions_T=torch.from_numpy(positions).to(device, non_blocking=True),
+        lengths=torch.from_numpy(lengths),
+        firsts=torch.from_numpy(ends - lengths).to(device, non_blocking=True),
+        starts=starts,
+        longest=int(lengths.max()),
+    )
 
 
 Attention = Callable[[Tensor, Layout], Tensor]
 """Fused queries, keys and values [T, 3 D] and the layout -> context [T, D]."""
+
+FirstAttention = Callable[[Tensor, Tensor, Layout], Tensor]
+"""Queries of each sequence's first token [N, D], fused keys and values [T, 2 D] and the layout -> context [N, D]."""
 
 
 def grouped(n_heads: int) -> Attention:
@@ -102,8 +117,27 @@ def grouped(n_heads: int) -> Attention:
             shape = (group.count, group.length, 3, n_heads, width // n_heads)
             qkv = qkv_TF[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
             context_BSHE = context_TD[group.tokens].view(group.count, group.length, n_heads, -1)
-            context_BSHE.copy_(_attend_dense(qkv).transpose(1, 2))
+            context_BSHE.copy_(_attend_dense(*qkv).transpose(1, 2))
         return context_TD
+
+    return attend
+
+
+def grouped_first(n_heads: int) -> FirstAttention:
+    """The same for the first token of each sequence alone."""
+
+    def attend(q_ND: Tensor, kv_TF: Tensor, layout: Layout) -> Tensor:
+        width = q_ND.shape[1]
+        context_ND = q_ND.new_zeros(q_ND.shape)  # rows behind the last sequence stay 0
+        first = 0
+        for group in layout.blocks:
+            rows = slice(first, first + group.count)
+            first += group.count
+            shape = (group.count, group.length, 2, n_heads, width // n_heads)
+            k, v = kv_TF[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
+            q = q_ND[rows].view(group.count, 1, n_heads, -1).transpose(1, 2)
+            context_ND[rows] = _attend_dense(q, k, v).reshape(group.count, width)
+        return context_ND
 
     return attend
 
@@ -132,15 +166,16 @@ def _softmax(scores: Tensor) -> Tensor:
     return F.pad(scores, (0, lanes - rest), value=-math.inf).softmax(-1)[..., :positions]
 
 
-def _attend_dense(qkv: Tensor) -> Tensor:
-    """Softmax attention of one group: [3, B, H, S, E] -> [B, H, S, E]."""
-    _, B, H, S, E = qkv.shape
-    fused = qkv.device.type != "cpu" or (qkv.dtype == torch.float32 and S >= _FUSED_FROM_POSITIONS)
+def _attend_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of one group: queries [B, H, Q, E], keys and values [B, H, S, E] -> [B, H, Q, E]."""
+    B, H, Q, E = q.shape
+    S = k.shape[2]
+    fused = q.device.type != "cpu" or (q.dtype == torch.float32 and S >= _FUSED_FROM_POSITIONS)
     if fused:
-        return F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
-    q, k, v = qkv.contiguous().view(3, B * H, S, E)
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = (x.reshape(B * H, -1, E) for x in (q, k, v))
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0.0, alpha=1.0 / math.sqrt(E))
-    return torch.bmm(_softmax(scores), v).view(B, H, S, E)
+    return torch.bmm(_softmax(scores), v).view(B, H, Q, E)
 
 
 def varlen(n_heads: int) -> Attention:
@@ -156,5 +191,22 @@ def varlen(n_heads: int) -> Attention:
         context = varlen_attn(q, k, v, layout.starts, layout.starts, layout.longest, layout.longest)
         assert isinstance(context, Tensor)
         return context.reshape(tokens, fused_width // 3)
+
+    return attend
+
+
+def varlen_first(n_heads: int) -> FirstAttention:
+    """The same for the first token of each sequence alone."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def attend(q_ND: Tensor, kv_TF: Tensor, layout: Layout) -> Tensor:
+        assert layout.starts is not None, "made for CUDA, where every layout has them"
+        sequences, width = q_ND.shape
+        k, v = kv_TF.view(kv_TF.shape[0], 2, n_heads, width // n_heads).unbind(1)
+        q = q_ND.view(sequences, n_heads, width // n_heads)
+        each = torch.arange(sequences + 1, dtype=torch.int32, device=q_ND.device)
+        context = varlen_attn(q, k, v, each, layout.starts, 1, layout.longest)
+        assert isinstance(context, Tensor)
+        return context.reshape(sequences, width)
 
     return attend

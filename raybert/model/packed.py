@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from raybert.checkpoint.config import BertConfig
 from raybert.errors import UsageError
 from raybert.model.architecture import BertModel
-from raybert.model.attention import Layout, grouped, layout_of, varlen
+from raybert.model.attention import Layout, grouped, grouped_first, layout_of, varlen, varlen_first
 from raybert.model.encoder import BertLayer
 from raybert.model.kernels import Kernels, Linear, make_linear
 
@@ -53,6 +53,17 @@ class TokenBatch:
         types = None if type_ids is None else to_device(type_ids)
         return cls(to_device(ids), types, layout_of(lengths, device))
 
+    def firsts(self) -> TokenBatch:
+        """The batch of each sequence's first token: what an encoder's first tokens are the hidden states of."""
+        firsts = self.layout.firsts
+        types = None if self.type_ids_T is None else self.type_ids_T[firsts]
+        return TokenBatch(self.ids_T[firsts], types, layout_of(np.ones(len(firsts), np.int64), firsts.device))
+
+    def select(self, tokens: Tensor, lengths: np.ndarray) -> TokenBatch:
+        """The batch of some sequences: their tokens' places in this one, int64 on its device, and their lengths."""
+        types = None if self.type_ids_T is None else self.type_ids_T[tokens]
+        return TokenBatch(self.ids_T[tokens], types, layout_of(lengths, tokens.device))
+
 
 class Encoder(Protocol):
     """What the engine runs: a packed encoder, or the module form where packing is impossible."""
@@ -61,7 +72,7 @@ class Encoder(Protocol):
     dtype: torch.dtype
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """Hidden states [T, D] of the last layer."""
+        """Hidden states of the last layer: [T, D], or [N, D] of an encoder of first tokens."""
         ...
 
 
@@ -87,9 +98,37 @@ class _PackedLayer:
 
     def __call__(self, x_TD: Tensor, layout: Layout) -> Tensor:
         context_TD = self.attend(self.qkv(x_TD), layout)
+        return self._behind(context_TD, x_TD)
+
+    def _behind(self, context_TD: Tensor, x_TD: Tensor) -> Tensor:
+        """All that each token goes through by itself."""
         x_TD = self.norm_attention(self.attention_output.added(context_TD, x_TD))
         wide_TF = self.widen.activated(x_TD, self.activation)
         return self.norm_output(self.narrow.added(wide_TF, x_TD))
+
+
+class _FirstLayer(_PackedLayer):
+    """A last layer of which only each sequence's first token is wanted: [T, D] -> [N, D].
+
+    Keys and values come from all tokens, everything else from the first ones: of a layer's 12 D^2 products a token
+    2 D^2 remain.
+    """
+
+    def __init__(
+        self, layer: BertLayer, config: BertConfig, kernels: Kernels, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(layer, config, kernels, dtype, device)
+        attention = layer.attention.self
+        self.query = make_linear(kernels.linear, attention.query, dtype=dtype, device=device)
+        self.key_value = make_linear(kernels.linear, attention.key, attention.value, dtype=dtype, device=device)
+        self.attend_first = {"groups": grouped_first, "varlen": varlen_first}[kernels.attention](
+            config.num_attention_heads
+        )
+
+    def __call__(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        first_ND = x_TD[layout.firsts]
+        context_ND = self.attend_first(self.query(first_ND), self.key_value(x_TD), layout)
+        return self._behind(context_ND, first_ND)
 
 
 class _Norm:
@@ -107,7 +146,9 @@ class _Norm:
 class PackedEncoder:
     """BERT's embeddings and layers over packed tokens. Made by `pack`, never trained."""
 
-    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> None:
+    def __init__(
+        self, module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels, first_only: bool
+    ) -> None:
         embeddings = module.embeddings
         self.device, self.dtype, self.kernels = device, dtype, kernels
         # A copy: loaded parameters are maps of the checkpoint's file, which may be written anew.
@@ -117,10 +158,14 @@ class PackedEncoder:
         types = embeddings.token_type_embeddings.weight.detach().float()
         self._places = [(positions + of_type).to(device, dtype) for of_type in types[:2]]
         self._norm = _Norm(embeddings.LayerNorm, dtype, device)
-        self._layers = [_PackedLayer(layer, module.config, kernels, dtype, device) for layer in module.encoder.layer]
+        *layers, last = module.encoder.layer
+        parts = (module.config, kernels, dtype, device)
+        self._layers = [_PackedLayer(layer, *parts) for layer in layers]
+        self._layers.append(_FirstLayer(last, *parts) if first_only else _PackedLayer(last, *parts))
+        self._first_only = first_only
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """Hidden states [T, D] of the last layer."""
+        """Hidden states of the last layer: [T, D], or [N, D] of each sequence's first token."""
         with torch.inference_mode():
             x_TD = F.embedding(batch.ids_T, self._words).add_(self._place(batch))
             x_TD = self._norm(x_TD)
@@ -129,7 +174,7 @@ class PackedEncoder:
                 x_TD = F.pad(x_TD, (0, 0, 0, _idle_rows(tokens)))
             for layer in self._layers:
                 x_TD = layer(x_TD, batch.layout)
-            return x_TD[:tokens]
+            return x_TD if self._first_only else x_TD[:tokens]
 
     def _place(self, batch: TokenBatch) -> Tensor:
         positions_T = batch.layout.positions_T
@@ -154,12 +199,13 @@ def _idle_rows(tokens: int) -> int:
 class ModuleEncoder:
     """The module form behind the same call, for models that `pack` refuses; groups need no padding."""
 
-    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device, first_only: bool) -> None:
         self.device, self.dtype = device, dtype
         self._module = module.to(device, dtype).eval()
+        self._kept = 1 if first_only else None
 
     def __call__(self, batch: TokenBatch) -> Tensor:
-        """Hidden states [T, D] of the last layer."""
+        """Hidden states of the last layer: [T, D], or [N, D] of each sequence's first token."""
         pieces = []
         with torch.inference_mode():
             for group in batch.layout.groups:
@@ -169,7 +215,7 @@ class ModuleEncoder:
                     input_ids=batch.ids_T[group.tokens].view(shape),
                     token_type_ids=None if types_T is None else types_T[group.tokens].view(shape),
                 )
-                pieces.append(output.last_hidden_state.flatten(0, 1))
+                pieces.append(output.last_hidden_state[:, : self._kept].flatten(0, 1))
             return torch.cat(pieces)
 
 
@@ -184,7 +230,9 @@ def why_not_packed(config: BertConfig) -> str | None:
     return None
 
 
-def pack(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> PackedEncoder:
+def pack(
+    module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels, first_only: bool = False
+) -> PackedEncoder:
     """Freeze a module into its packed form.
 
     Args:
@@ -192,6 +240,7 @@ def pack(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels
         dtype: of the arithmetic; weights are rounded to it.
         device: where it runs.
         kernels: from `choose_kernels`, or imposed by a run.
+        first_only: whether only the hidden states of first tokens are wanted; they are the same, for less work.
 
     Raises:
         UsageError: the packed form can't compute this model (decoder, relative positions).
@@ -199,11 +248,13 @@ def pack(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels
     reason = why_not_packed(module.config)
     if reason is not None:
         raise UsageError(f"pack: {reason} has no packed form; run the module form")
-    return PackedEncoder(module, dtype=dtype, device=device, kernels=kernels)
+    return PackedEncoder(module, dtype=dtype, device=device, kernels=kernels, first_only=first_only)
 
 
-def make_encoder(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> Encoder:
+def make_encoder(
+    module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels, first_only: bool = False
+) -> Encoder:
     """`pack` where it is possible, else the module form."""
     if why_not_packed(module.config) is None:
-        return pack(module, dtype=dtype, device=device, kernels=kernels)
-    return ModuleEncoder(module, dtype=dtype, device=device)
+        return pack(module, dtype=dtype, device=device, kernels=kernels, first_only=first_only)
+    return ModuleEncoder(module, dtype=dtype, device=device, first_only=first_only)

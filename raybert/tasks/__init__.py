@@ -8,21 +8,27 @@ gets (CPU). `TASKS` is the table of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from raybert.checkpoint.folder import open_checkpoint
 from raybert.config import HeadSpec
+from raybert.tasks.answer import Qa
+from raybert.tasks.base import Reduced, TextTask
 from raybert.tasks.classify import Classify
 from raybert.tasks.embed import Embed
+from raybert.tasks.fill_mask import FillMask
+from raybert.tasks.ner import Ner
+from raybert.tasks.pairs import MultipleChoice, NextSentence
+from raybert.tasks.rerank import Rerank
 
 if TYPE_CHECKING:  # the batch driver asks tasks for columns and fingerprints without torch
-    import numpy as np
     import pyarrow as pa
     import torch
     from torch import nn
 
     from raybert.checkpoint.folder import Checkpoint
-    from raybert.model.attention import Layout
+    from raybert.model.packed import TokenBatch
+    from raybert.tasks.arrays import Arrays
     from raybert.text.encoding import Windows
     from raybert.text.tokenizer import Tokenizer
 
@@ -30,25 +36,34 @@ __all__ = ["TASKS", "Task", "make_task"]
 
 
 class Task(Protocol):
-    """One head's definition: checkpoint and resolved options, no weights until `module` is called."""
+    """One head's definition: checkpoint and resolved options, no weights until `module` is called.
+
+    `raybert.tasks.base.TextTask` says what the attributes mean.
+    """
 
     name: str
-    takes_pairs: bool
+    takes: Literal["text", "pair", "either", "choices"]
+    reads: Literal["tokens", "first"]
+    one_row: bool
+    width: int
+    windows: str
+    max_length: int
+    needs_texts: bool
+    needs_offsets: bool
     checkpoint: Checkpoint
 
     @property
-    def encoding_key(self) -> str:
+    def text_key(self) -> str:
+        """Heads of equal keys make equal pieces of a text."""
+        ...
+
+    def encoding_key(self, *, pairs: bool) -> str:
         """Heads of equal keys encode every item to equal windows."""
         ...
 
     @property
     def options(self) -> dict[str, Any]:
         """Every option with its ``auto`` resolved, as plain JSON values."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Numbers per window that `reduce` gives."""
         ...
 
     def fingerprint(self, dtype: str) -> str:
@@ -63,7 +78,11 @@ class Task(Protocol):
         """The checkpoint's tokenizer, loaded on first use."""
         ...
 
-    def encode(self, items: Sequence[Any]) -> Windows:
+    def items(self, texts: Sequence[str], seconds: Sequence[Any] | None) -> Sequence[Any]:
+        """The task's items of texts and of what stands beside them."""
+        ...
+
+    def encode(self, items: Sequence[Any], *, offsets: bool = False) -> Windows:
         """Token ids of the items; on the CPU, no weights needed."""
         ...
 
@@ -71,11 +90,11 @@ class Task(Protocol):
         """The head's own weights, loaded: the second argument of `reduce`."""
         ...
 
-    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, layout: Layout) -> torch.Tensor:
-        """Hidden states of a token batch -> [N, width] float32, in the layout's order."""
+    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, batch: TokenBatch) -> Reduced:
+        """Hidden states of a token batch -> a few numbers a sequence, or a token, in the batch's order."""
         ...
 
-    def decode(self, windows: Windows, arrays: np.ndarray) -> Any:
+    def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> Any:
         """What a Python caller gets for the items, in their order."""
         ...
 
@@ -83,12 +102,21 @@ class Task(Protocol):
         """Answers of consecutive calls of `decode` as one; none at all is the answer to no items."""
         ...
 
-    def arrow(self, windows: Windows, arrays: np.ndarray, vector_type: str) -> list[pa.Array]:
+    def arrow(self, items: Sequence[Any], windows: Windows, arrays: Arrays, vector_type: str) -> list[pa.Array]:
         """The same for the columns of `columns`, in their order."""
         ...
 
 
-TASKS: Mapping[str, type[Classify] | type[Embed]] = {"classify": Classify, "embed": Embed}
+TASKS: Mapping[str, type[TextTask]] = {
+    "classify": Classify,
+    "embed": Embed,
+    "fill-mask": FillMask,
+    "multiple-choice": MultipleChoice,
+    "ner": Ner,
+    "next-sentence": NextSentence,
+    "qa": Qa,
+    "rerank": Rerank,
+}
 """Task name -> its class."""
 
 
@@ -99,4 +127,4 @@ def make_task(spec: HeadSpec) -> Task:
         CheckpointError: the checkpoint can't be found or honoured.
         SettingsError: an option is unknown or out of range.
     """
-    return TASKS[spec.task](open_checkpoint(spec.model, revision=spec.revision), spec.options)
+    return TASKS[spec.task].open(open_checkpoint(spec.model, revision=spec.revision), spec.options)

@@ -1,4 +1,4 @@
-"""What tasks over one text, or one pair of texts, share: options, tokenizer, encoding, fingerprint."""
+"""What all tasks share: options, tokenizer, encoding, fingerprint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 from raybert.checkpoint.digest import files_digest, trunk_digest
 from raybert.checkpoint.folder import Checkpoint
@@ -16,6 +16,20 @@ from raybert.errors import SettingsError
 from raybert.text.encoding import Windows
 from raybert.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import torch
+    from torch import nn
+
+    from raybert.model.packed import TokenBatch
+    from raybert.tasks.arrays import Arrays
+
+Reduced: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None]"
+"""Float32 [R, V] and how many rows each of the batch's N sequences has, int [N]; None: one each."""
+
+AGGREGATIONS = ("mean", "max")
+_WINDOWS = ("truncate", "slide")
+
 
 class TextTask(ABC):
     """One head: its checkpoint and its resolved options.
@@ -23,23 +37,36 @@ class TextTask(ABC):
     Attributes:
         name: the task's own name.
         version: raised when its answers change.
-        takes_pairs: whether an item may be a pair of texts.
+        takes: what an item is: a text, a pair of texts, either, or a text and a list of choices.
+        reads: the hidden states that `reduce` looks at: those of all tokens, or each window's first.
+        one_row: whether `reduce` gives each window one row.
+        width: numbers in a row.
+        needs_texts: whether `decode` and `arrow` look at the items.
+        needs_offsets: whether they look at the tokens' places in the texts.
+        slides: whether longer texts get several windows unless told otherwise.
         OPTIONS: names of its options.
         checkpoint: the opened checkpoint.
         prompt: text put before every text.
         lower_case: whether texts are lower-cased before the tokenizer.
         max_length: tokens a window holds.
-        windows: what happens to longer texts.
+        windows: what happens to longer texts: truncate or slide.
+        stride: tokens that neighbouring windows of a text share; None where nothing slides.
+        aggregation: how the answers of a text's windows become one; None where nothing slides.
     """
 
     name: str
     version: int
-    takes_pairs = False
+    takes: Literal["text", "pair", "either", "choices"] = "text"
+    reads: Literal["tokens", "first"] = "tokens"
+    one_row = False
+    width: int
+    needs_texts = False
+    needs_offsets = False
+    slides = False
     OPTIONS: ClassVar[tuple[str, ...]]
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any], *, prompt: str = "") -> None:
         known_options(self.name, options, self.OPTIONS)
-        self.windows = one_of(f"{self.name}: windows", str(options.get("windows", "truncate")), ("truncate",))
         self.checkpoint = checkpoint
         self.prompt = prompt
         self.lower_case = checkpoint.transformer.do_lower_case
@@ -47,11 +74,53 @@ class TextTask(ABC):
         if options.get("max_length") is not None:
             highest = checkpoint.config.max_position_embeddings
             self.max_length = self.whole_number("max_length", options["max_length"], 3, highest)
+        asked = options.get("windows") or ("slide" if self.slides else "truncate")
+        self.windows = one_of(f"{self.name}: windows", str(asked), _WINDOWS)
+        self.stride = self._stride(options.get("stride"))
+        self.aggregation = self._aggregation(options.get("aggregation"))
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, options: Mapping[str, Any]) -> TextTask:
+        """The task with these options; the class is another one where an option decides what comes out."""
+        return cls(checkpoint, options)
+
+    def _stride(self, asked: Any) -> int | None:
+        if self.windows == "slide":
+            # Two special tokens and one that moves on.
+            return self.whole_number(
+                "stride", self.default_stride() if asked is None else asked, 0, self.max_length - 3
+            )
+        if asked is not None:
+            raise SettingsError(f"{self.name}: stride {asked!r}: texts are cut here; pass windows='slide' too")
+        return None
+
+    def default_stride(self) -> int:
+        """Tokens that neighbours share where nothing is asked."""
+        return 0
+
+    def _aggregation(self, asked: Any) -> str | None:
+        if asked is None:
+            return "mean" if self.windows == "slide" else None
+        if self.windows != "slide":
+            raise SettingsError(f"{self.name}: aggregation {asked!r}: texts have one window; pass windows='slide' too")
+        return one_of(f"{self.name}: aggregation", str(asked), AGGREGATIONS)
 
     @property
     @abstractmethod
+    def own_options(self) -> dict[str, Any]:
+        """The task's own options, resolved, as plain JSON values."""
+
+    @property
     def options(self) -> dict[str, Any]:
-        """Every option, resolved, as plain JSON values."""
+        """Every option that decides a column, resolved, as plain JSON values."""
+        return {
+            "aggregation": self.aggregation,
+            "lower_case": self.lower_case,
+            "max_length": self.max_length,
+            "stride": self.stride,
+            "windows": self.windows,
+            **self.own_options,
+        }
 
     @abstractmethod
     def head_contents(self) -> list[str]:
@@ -68,11 +137,31 @@ class TextTask(ABC):
             raise SettingsError(f"{cls.name}: {place} {value!r}: takes a whole number from {low} to {high}")
         return value
 
+    @classmethod
+    def truth(cls, place: str, value: Any) -> bool:
+        """True or false.
+
+        Raises:
+            SettingsError: it is another thing.
+        """
+        if not isinstance(value, bool):
+            raise SettingsError(f"{cls.name}: {place} {value!r}: takes true or false")
+        return value
+
     @cached_property
-    def encoding_key(self) -> str:
-        """Digest of what decides the windows: tokenizer, prompt, length, lower case."""
+    def text_key(self) -> str:
+        """Digest of what decides the pieces of a text: tokenizer, prompt, length, lower case."""
         parts = [files_digest(self.checkpoint.tokenizer_files), self.prompt, self.max_length, self.lower_case]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def encoding_key(self, *, pairs: bool) -> str:
+        """Heads of equal keys encode every item to equal windows; ``pairs`` says whether items may be pairs."""
+        kind = "text" if self.takes == "text" or not pairs else self.pair_key()
+        return f"{self.text_key} {kind} {self.windows} {self.stride}"
+
+    def pair_key(self) -> str:
+        """What decides the windows of a pair beside the rest."""
+        return "choices" if self.takes == "choices" else "pair"
 
     @cached_property
     def _contents(self) -> dict[str, Any]:
@@ -100,6 +189,50 @@ class TextTask(ABC):
         tokenizer.check_vocab_size(self.checkpoint.config.vocab_size)
         return tokenizer
 
-    def encode(self, items: Sequence[Any]) -> Windows:
-        """One window a text, the prompt before it."""
-        return self._tokenizer.encode(items, prompt=self.prompt)
+    def items(self, texts: Sequence[str], seconds: Sequence[Any] | None) -> Sequence[Any]:
+        """This task's items of texts, and of what stands beside them if anything does."""
+        if self.takes == "text" or seconds is None:
+            return texts
+        return list(zip(texts, seconds, strict=True))
+
+    def encode(self, items: Sequence[Any], *, offsets: bool = False) -> Windows:
+        """Windows of the items; the prompt before each text."""
+        slide = self.windows == "slide"
+        if self.takes != "text" and any(isinstance(item, tuple | list) for item in items):
+            self._refuse_sliding_pairs()
+            return self._tokenizer.encode_pairs(items, offsets=offsets)
+        return self._tokenizer.encode(
+            items,
+            prompt=self.prompt,
+            offsets=offsets,
+            windows="slide" if slide else "truncate",
+            stride=self.stride or 0,
+        )
+
+    def _refuse_sliding_pairs(self) -> None:
+        if self.windows == "slide":
+            raise SettingsError(f"{self.name}: windows 'slide': a pair has one window; leave it out")
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The head's own weights, loaded."""
+
+    @abstractmethod
+    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, batch: TokenBatch) -> Reduced:
+        """Hidden states -> numbers."""
+
+    @abstractmethod
+    def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> Any:
+        """Numbers -> answers."""
+
+    @abstractmethod
+    def columns(self, name: str, vector_type: str = "float32") -> list[pa.Field]:
+        """The output columns."""
+
+    @abstractmethod
+    def arrow(self, items: Sequence[Any], windows: Windows, arrays: Arrays, vector_type: str) -> list[pa.Array]:
+        """Numbers -> the columns' values."""
+
+    def join(self, pieces: Sequence[Any]) -> Any:
+        """Answers of several calls, one after the other."""
+        return [answer for piece in pieces for answer in piece]

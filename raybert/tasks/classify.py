@@ -15,7 +15,8 @@ from raybert.checkpoint.folder import Checkpoint
 from raybert.checkpoint.names import HEADS, POOLER
 from raybert.config import one_of
 from raybert.errors import SettingsError
-from raybert.tasks.base import TextTask
+from raybert.tasks.arrays import Arrays, per_item
+from raybert.tasks.base import Reduced, TextTask
 from raybert.text.encoding import Windows
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raybert.model.attention import Layout
+    from raybert.model.packed import TokenBatch
 
 _ACTIVATIONS = ("auto", "softmax", "sigmoid", "none")
 
@@ -51,16 +52,20 @@ class Classify(TextTask):
     Options:
         activation: softmax, sigmoid or none; auto takes none for a regression, sigmoid for multi-label or a
             lone label, else softmax, as the pipeline does.
-        max_length: tokens a text is cut to, special tokens included; None takes the checkpoint's.
+        aggregation: with sliding windows: mean of their scores, weighted by tokens, or max.
+        max_length: tokens of a window, special tokens included; None takes the checkpoint's.
+        stride: with sliding windows: tokens that neighbours share; 0.
         threshold: multi-label: the lowest score of a label that is given; 0.5.
         top_k: how many scores an answer holds; None: all. Columns always hold all.
-        windows: "truncate", what happens to a longer text.
+        windows: what happens to a longer text: truncate, or slide; a pair is always truncated.
     """
 
     name = "classify"
     version = 1
-    takes_pairs = True
-    OPTIONS = ("activation", "max_length", "threshold", "top_k", "windows")
+    takes = "either"
+    reads = "first"
+    one_row = True
+    OPTIONS = ("activation", "aggregation", "max_length", "stride", "threshold", "top_k", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)
@@ -75,59 +80,40 @@ class Classify(TextTask):
         self.width = len(self.labels)
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Every option that decides a column, resolved; ``top_k`` decides none."""
+    def own_options(self) -> dict[str, Any]:
+        """Its own options; ``top_k`` decides no column."""
         return {
             "activation": self.activation,
             "labels": list(self.labels),
-            "lower_case": self.lower_case,
-            "max_length": self.max_length,
             "threshold": self.threshold if self.is_multi_label else None,
-            "windows": self.windows,
         }
 
     def head_contents(self) -> list[str]:
         """Pooler and classifier."""
         return [head_digest(self.checkpoint, (*POOLER, *HEADS["classifier"]))]
 
-    def encode(self, items: Sequence[Any]) -> Windows:
-        """One window a text or pair."""
-        if any(isinstance(item, tuple | list) for item in items):
-            return self._tokenizer.encode_pairs(items)
-        return self._tokenizer.encode(items)
-
     def module(self) -> nn.Module:
         """Pooler and classifier, loaded."""
-        from raybert.model.classify_head import load_classify_head
+        from raybert.model.first_head import ClassifierHead, load_head
 
-        return load_classify_head(self.checkpoint, self.activation)
+        config = self.checkpoint.config
+        return load_head(self.checkpoint, lambda: ClassifierHead(config, self.activation, config.num_labels))
 
-    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, layout: Layout) -> torch.Tensor:
+    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, batch: TokenBatch) -> Reduced:
         """Hidden states -> scores [N, labels] float32."""
-        scores: torch.Tensor = module(hidden_TD, layout)
-        return scores
+        return module(hidden_TD, batch.layout), None
 
-    def decode(self, windows: Windows, arrays: np.ndarray) -> list[Classification]:
-        """An answer a text; a text has one window."""
-        assert windows.n_windows == len(arrays)
-        return [self._answer(scores) for scores in arrays]
+    def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> list[Classification]:
+        """An answer an item."""
+        return [self._answer(scores) for scores in per_item(windows, arrays.values, self.aggregation)]
 
     def _answer(self, scores: np.ndarray) -> Classification:
-        order = np.argsort(-scores, kind="stable")  # of equal scores the first label goes before
-        best: dict[str, float] = {}
-        for place in order[: self.top_k]:
-            best.setdefault(self.labels[place], float(scores[place]))  # of equal names the higher score counts
-        return Classification(self.labels[order[0]], float(scores[order[0]]), best, self._over_threshold(scores))
+        labels = self._over_threshold(scores) if self.is_multi_label else None
+        return best_first(self.labels, scores, top_k=self.top_k, over=labels)
 
-    def _over_threshold(self, scores: np.ndarray) -> list[str] | None:
-        if not self.is_multi_label:
-            return None
+    def _over_threshold(self, scores: np.ndarray) -> list[str]:
         order = np.argsort(-scores, kind="stable")
         return [self.labels[place] for place in order if scores[place] >= self.threshold]
-
-    def join(self, pieces: Sequence[list[Classification]]) -> list[Classification]:
-        """Answers of several calls, one after the other."""
-        return [answer for piece in pieces for answer in piece]
 
     @property
     def _is_number(self) -> bool:
@@ -143,27 +129,63 @@ class Classify(TextTask):
 
         if self._is_number:
             return [pa.field(name, pa.float32())]
-        labels = {"labels": json.dumps(list(self.labels))}
-        scores = pa.field(f"{name}_scores", pa.list_(pa.float32()), metadata=labels)
+        label, score, scores = label_fields(name, self.labels)
         if self.is_multi_label:
             return [pa.field(f"{name}_labels", pa.list_(pa.string())), scores]
-        return [pa.field(f"{name}_label", pa.string()), pa.field(f"{name}_score", pa.float32()), scores]
+        return [label, score, scores]
 
-    def arrow(self, windows: Windows, arrays: np.ndarray, vector_type: str) -> list[pa.Array]:
+    def arrow(self, items: Sequence[Any], windows: Windows, arrays: Arrays, vector_type: str) -> list[pa.Array]:
         """The columns' values."""
         import pyarrow as pa
 
-        rows = len(arrays)
+        scores_NK = per_item(windows, arrays.values, self.aggregation)
         if self._is_number:
-            return [pa.array(arrays[:, 0], pa.float32())]
-        offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * self.width)
-        scores = pa.ListArray.from_arrays(offsets, pa.array(arrays.reshape(-1), pa.float32()))
+            return [pa.array(scores_NK[:, 0], pa.float32())]
         if self.is_multi_label:
-            found = [self._over_threshold(row) for row in arrays]
-            return [pa.array(found, pa.list_(pa.string())), scores]
-        best = arrays.argmax(1)
-        labels = pa.array(self.labels, pa.string()).take(pa.array(best, pa.int64()))
-        return [labels, pa.array(arrays[np.arange(rows), best], pa.float32()), scores]
+            found = [self._over_threshold(row) for row in scores_NK]
+            return [pa.array(found, pa.list_(pa.string())), score_lists(scores_NK)]
+        return labelled(self.labels, scores_NK)
+
+
+def best_first(
+    labels: Sequence[str], scores: np.ndarray, *, top_k: int | None = None, over: list[str] | None = None
+) -> Classification:
+    """The answer of these labels' scores; of equal scores the first label goes before."""
+    order = np.argsort(-scores, kind="stable")
+    best: dict[str, float] = {}
+    for place in order[:top_k]:
+        best.setdefault(labels[place], float(scores[place]))  # of equal names the higher score counts
+    return Classification(labels[order[0]], float(scores[order[0]]), best, over)
+
+
+def score_lists(scores_NK: np.ndarray) -> pa.Array:
+    """Scores [N, K] as a column of lists."""
+    import pyarrow as pa
+
+    offsets = pa.array(np.arange(len(scores_NK) + 1, dtype=np.int32) * scores_NK.shape[1])
+    return pa.ListArray.from_arrays(offsets, pa.array(scores_NK.reshape(-1), pa.float32()))
+
+
+def labelled(labels: Sequence[str], scores_NK: np.ndarray) -> list[pa.Array]:
+    """The columns of one label a row: the best one, its score, all scores."""
+    import pyarrow as pa
+
+    best = scores_NK.argmax(1)
+    names = pa.array(labels, pa.string()).take(pa.array(best, pa.int64()))
+    score = pa.array(scores_NK[np.arange(len(scores_NK)), best], pa.float32())
+    return [names, score, score_lists(scores_NK)]
+
+
+def label_fields(name: str, labels: Sequence[str] | None) -> list[pa.Field]:
+    """The fields of `labelled`; the labels' order stands in the scores' metadata, as JSON under ``labels``."""
+    import pyarrow as pa
+
+    metadata = None if labels is None else {"labels": json.dumps(list(labels))}
+    return [
+        pa.field(f"{name}_label", pa.string()),
+        pa.field(f"{name}_score", pa.float32()),
+        pa.field(f"{name}_scores", pa.list_(pa.float32()), metadata=metadata),
+    ]
 
 
 def _activation(config: BertConfig) -> str:

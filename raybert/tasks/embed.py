@@ -12,7 +12,8 @@ from raybert.checkpoint.folder import Checkpoint
 from raybert.checkpoint.sentence import Dense, Normalize, Pooling, SentenceModules
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
-from raybert.tasks.base import TextTask
+from raybert.tasks.arrays import Arrays, per_item
+from raybert.tasks.base import Reduced, TextTask
 from raybert.text.encoding import Windows
 from raybert.text.tokenizer import problem
 
@@ -21,43 +22,84 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raybert.model.attention import Layout
+    from raybert.model.packed import TokenBatch
 
 POOLING_MODES = ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-_PLAIN = SentenceModules(pooling=Pooling(modes=("mean",)))
+PLAIN = SentenceModules(pooling=Pooling(modes=("mean",)))
+
+
+OUTPUTS = ("pooled", "tokens", "sparse")
 
 
 class Embed(TextTask):
-    """Pooled embeddings.
+    """Pooled embeddings; `raybert.tasks.embed_tokens` has the other two outputs.
 
     Options:
+        output: "pooled": a vector a text; "tokens": one a token; "sparse": weights of words, for checkpoints made
+            for it. None takes sparse where the checkpoint's modules say so, else pooled.
+        aggregation: with sliding windows: mean of their vectors, weighted by tokens, or max; then scaled again
+            where vectors are normalised.
         prompt: text put before every text; None takes the checkpoint's default prompt.
         prompt_name: one of the checkpoint's named prompts.
         normalize: scale vectors to unit length; None does what the checkpoint's modules say.
         dimensions: keep the first so many numbers of a vector, then scale again where it is normalised.
         pooling: a mode of `POOLING_MODES`, or several joined by "+"; None takes the checkpoint's, else mean.
-        max_length: tokens a text is cut to, special tokens included; None takes the checkpoint's.
-        windows: "truncate", what happens to a longer text.
+        max_length: tokens of a window, special tokens included; None takes the checkpoint's.
+        stride: with sliding windows: tokens that neighbours share; 0.
+        windows: what happens to a longer text: truncate, or slide.
     """
 
     name = "embed"
     version = 1
-    OPTIONS = ("dimensions", "max_length", "normalize", "pooling", "prompt", "prompt_name", "windows")
+    one_row = True
+    OPTIONS = (
+        "aggregation",
+        "dimensions",
+        "max_length",
+        "normalize",
+        "output",
+        "pooling",
+        "prompt",
+        "prompt_name",
+        "stride",
+        "windows",
+    )
+
+    @classmethod
+    def open(cls, checkpoint: Checkpoint, options: Mapping[str, Any]) -> TextTask:
+        """The task that gives the output asked for."""
+        from raybert.tasks.embed_tokens import SparseEmbed, TokenEmbed
+
+        known_options(cls.name, options, cls.OPTIONS)
+        output = options.get("output")
+        if output is None:
+            is_sparse = checkpoint.sentence is not None and checkpoint.sentence.splade is not None
+            output = "sparse" if is_sparse else "pooled"
+        kinds: dict[str, type[TextTask]] = {"pooled": cls, "tokens": TokenEmbed, "sparse": SparseEmbed}
+        return kinds[one_of("embed: output", str(output), OUTPUTS)](checkpoint, options)
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
-        sentence = checkpoint.sentence or _PLAIN
-        known_options(self.name, options, self.OPTIONS)
-        super().__init__(checkpoint, options, prompt=_prompt(options, sentence))
+        sentence = checkpoint.sentence or PLAIN
+        super().__init__(checkpoint, options, prompt=find_prompt(options, sentence))
         self.pooling = _pooling(options.get("pooling"), sentence)
         self.include_prompt = sentence.pooling.include_prompt
         self.dense = tuple(module for module in sentence.after if isinstance(module, Dense))
-        self.normalize = _normalize(options.get("normalize"), sentence)
+        self.normalize = self._normalize(options.get("normalize"), sentence)
         self._after = tuple(sentence.after)
         full = self.dense[-1].out_features if self.dense else checkpoint.config.hidden_size * len(self.pooling)
         self._check_pooling_width(full)
         asked = options.get("dimensions")
         self.dimensions = None if asked is None else self.whole_number("dimensions", asked, 1, full)
         self.width = self.dimensions or full
+        # Pooling that leaves a prompt out begins behind it.
+        if self.pooling == ("cls",) and (self.include_prompt or not self.prompt):
+            self.reads = "first"
+
+    def _normalize(self, asked: Any, sentence: SentenceModules) -> bool:
+        if asked is not None:
+            return self.truth("normalize", asked)
+        # One before a Dense stays where it is and says nothing about the vector that leaves.
+        return bool(sentence.after) and isinstance(sentence.after[-1], Normalize)
 
     def _check_pooling_width(self, full: int) -> None:
         pooled = self.checkpoint.config.hidden_size * len(self.pooling)
@@ -68,17 +110,15 @@ class Embed(TextTask):
             )
 
     @property
-    def options(self) -> dict[str, Any]:
-        """Every option, resolved."""
+    def own_options(self) -> dict[str, Any]:
+        """Its own options."""
         return {
             "dimensions": self.dimensions,
             "include_prompt": self.include_prompt,
-            "lower_case": self.lower_case,
-            "max_length": self.max_length,
             "normalize": self.normalize,
+            "output": "pooled",
             "pooling": "+".join(self.pooling),
             "prompt": self.prompt,
-            "windows": self.windows,
         }
 
     def head_contents(self) -> list[str]:
@@ -105,26 +145,29 @@ class Embed(TextTask):
             self.pooling, self._after, skip=skip, normalize=self.normalize, dimensions=self.dimensions
         )
 
-    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, layout: Layout) -> torch.Tensor:
+    def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, batch: TokenBatch) -> Reduced:
         """Hidden states -> vectors [N, D] float32."""
-        vectors: torch.Tensor = module(hidden_TD, layout)
-        return vectors
+        return module(hidden_TD, batch.layout), None
 
-    def decode(self, windows: Windows, arrays: np.ndarray) -> np.ndarray:
-        """Vectors [N, D] float32; a text has one window."""
-        assert windows.n_windows == len(arrays)
-        return arrays
+    def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> np.ndarray:
+        """Vectors [N, D] float32."""
+        vectors = per_item(windows, arrays.values, self.aggregation)
+        if self.normalize and self.windows == "slide":
+            # Of one window too: law 1 wants no answer to depend on what else is in the call.
+            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return vectors
 
     def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:
         """Vectors of several calls, one under the other."""
         return np.concatenate([np.empty((0, self.width), np.float32), *pieces])
 
-    def arrow(self, windows: Windows, arrays: np.ndarray, vector_type: str) -> list[pa.Array]:
+    def arrow(self, items: Sequence[Any], windows: Windows, arrays: Arrays, vector_type: str) -> list[pa.Array]:
         """The vector column."""
         import pyarrow as pa
 
         field = self.columns(self.name, vector_type)[0]
-        numbers = arrays.astype(vector_type, copy=False).reshape(-1)
+        numbers = self.decode(items, windows, arrays).astype(vector_type, copy=False).reshape(-1)
         return [pa.FixedSizeListArray.from_arrays(pa.array(numbers), type=field.type)]
 
 
@@ -134,7 +177,12 @@ def _pooling(asked: str | None, sentence: SentenceModules) -> tuple[str, ...]:
     return tuple(one_of("embed: pooling", mode, POOLING_MODES) for mode in str(asked).split("+"))
 
 
-def _prompt(options: Mapping[str, Any], sentence: SentenceModules) -> str:
+def find_prompt(options: Mapping[str, Any], sentence: SentenceModules) -> str:
+    """The prompt that options and checkpoint name; an empty text is none.
+
+    Raises:
+        SettingsError: it is no text, or no prompt of the checkpoint has that name.
+    """
     prompt, prompt_name = options.get("prompt"), options.get("prompt_name")
     if prompt is not None and prompt_name is not None:
         raise SettingsError("embed: prompt and prompt_name are both given; pass one")
@@ -150,12 +198,3 @@ def _prompt(options: Mapping[str, Any], sentence: SentenceModules) -> str:
     if not sentence.prompts:
         raise SettingsError(f"embed: prompt_name {prompt_name!r}: this checkpoint names no prompts; pass prompt=")
     return sentence.prompts[one_of("embed: prompt_name", str(prompt_name), sorted(sentence.prompts))]
-
-
-def _normalize(asked: Any, sentence: SentenceModules) -> bool:
-    if asked is None:
-        # One before a Dense stays where it is and says nothing about the vector that leaves.
-        return bool(sentence.after) and isinstance(sentence.after[-1], Normalize)
-    if not isinstance(asked, bool):
-        raise SettingsError(f"embed: normalize {asked!r}: takes true or false")
-    return asked

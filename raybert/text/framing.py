@@ -53,6 +53,17 @@ class Frame:
         """How many special tokens there are."""
         return sum(part.special_id is not None for part in self.parts)
 
+    @property
+    def lead(self) -> int:
+        """How many special tokens stand before the first text."""
+        return next(place for place, part in enumerate(self.parts) if part.special_id is None)
+
+    @property
+    def second_lead(self) -> int:
+        """How many special tokens stand before the second text of a pair."""
+        _, second = (place for place, part in enumerate(self.parts) if part.special_id is None)
+        return second - 1
+
     def around(self, inner: Int64s, ids: Int32s, offsets: Int32s | None) -> Framed:
         """Put W windows' texts into the frame.
 

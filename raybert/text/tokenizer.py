@@ -14,7 +14,7 @@ import numpy as np
 
 from raybert.errors import CheckpointError, RowError, SettingsError
 from raybert.text.build import build, lower_first, stand_ins
-from raybert.text.encoding import Int32s, Int64s, Windows
+from raybert.text.encoding import Bools, Int32s, Int64s, Windows
 from raybert.text.files import Definition, Options, read_definition
 from raybert.text.framing import Frame
 from raybert.text.pieces import pieces, safe_cut
@@ -154,30 +154,95 @@ class Tokenizer:
             truncated=np.zeros(len(tokens), np.bool_) if slides else tokens > self.max_length,
         )
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]], *, offsets: bool = False) -> Windows:
-        """Encode pairs of texts, one window each, with token types.
-
-        Too long a pair is cut by `share`: the longer text gives way first ("longest_first" of the reference).
+    def encode_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        offsets: bool = False,
+        windows: Literal["truncate", "slide"] = "truncate",
+        stride: int = 0,
+        first_limit: int | None = None,
+    ) -> Windows:
+        """Encode pairs of texts, with token types.
 
         Args:
             pairs: N pairs.
             offsets: also say where each token lies in its own text of the two.
+            windows: "truncate": one window a pair; too long a pair is cut by `share`: the longer text gives way
+                first ("longest_first" of the reference). "slide": as many windows as the second text takes, the
+                first text whole in each ("only_second" of the reference with ``return_overflowing_tokens``).
+            stride: sliding: tokens of the second text that neighbours share; less where the first leaves no room.
+            first_limit: sliding: tokens that the first text is cut to; to half of the room where that leaves
+                the second text's windows no step forward.
 
         Raises:
             RowError: a pair is not two texts, or one holds a lone surrogate; see `problem`.
         """
         room = self._room(self._pair)
-        taken = self._tokenize(_both(pairs), "", room if self._keep == "first" else None, offsets)
+        slides = windows == "slide"
+        taken = self._tokenize(_both(pairs), "", room if self._keep == "first" and not slides else None, offsets)
         first, second = taken.counts[::2], taken.counts[1::2]
-        inner = np.stack(share(first, second, room), axis=1)
-        framed = self._pair.around(inner, *taken.select(cut(taken.counts, inner.ravel(), self._keep)))
         tokens = first + second + self._pair.size
+        if slides:
+            # A first text gives way to half of the room where the second needs several windows and could not
+            # move on beside it: where the reference fails.
+            enough = np.maximum(room // 2, np.maximum(room - 1 - stride, room - second))
+            kept_first = np.minimum(first, np.clip(enough, 1, min(first_limit or room, room - 1)))
+            rooms = room - kept_first
+            over = slide(second, rooms, np.clip(stride, 0, rooms - 1))
+            row, truncated = over.row, first > kept_first
+            spans = _alternate(cut(kept_first, kept_first, "first").take(row), over)
+        else:
+            row, truncated = np.arange(len(tokens), dtype=np.int32), tokens > self.max_length
+            shares = np.stack(share(first, second, room), axis=1)
+            spans = cut(taken.counts, shares.ravel(), self._keep)
+        inner = (spans.end - spans.begin).reshape(-1, 2)
+        framed = self._pair.around(inner, *taken.select(spans))
+        begin = self._pair.second_lead + inner[:, 0]
         return Windows(
             **framed._asdict(),
-            row_of_window=np.arange(len(tokens), dtype=np.int32),
+            row_of_window=row,
             tokens=tokens.astype(np.int32),
-            truncated=tokens > self.max_length,
+            truncated=truncated,
+            second=np.stack([begin, begin + inner[:, 1]], axis=1).astype(np.int32),
         )
+
+    @cached_property
+    def pieces(self) -> list[str]:
+        """Token of each id; empty for an id without one."""
+        pieces = [""] * self.vocab_size
+        for piece, number in self.vocabulary.items():
+            pieces[number] = piece
+        return pieces
+
+    @cached_property
+    def continues(self) -> Bools:
+        """Bool [vocab_size]: whether a token goes on in the word of the one before it, as ``##ing`` does."""
+        mark = str(getattr(self.backend.model, "continuing_subword_prefix", None) or "")
+        found = np.array([bool(mark) and piece.startswith(mark) for piece in self.pieces], np.bool_)
+        # "##" itself and added tokens are words.
+        found[[number for piece, number in self.vocabulary.items() if piece == mark]] = False
+        found[list(self.backend.get_added_tokens_decoder())] = False
+        return found
+
+    def text_of(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """Ids as text, pieces joined to words, as the reference's ``decode`` without clean-up."""
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    @property
+    def lead(self) -> int:
+        """Special tokens before a text."""
+        return self._alone.lead
+
+    @property
+    def room(self) -> int:
+        """Pieces that a window of one text holds."""
+        return self._room(self._alone)
+
+    @property
+    def cuts_the_end(self) -> bool:
+        """Whether truncation keeps a text's first tokens."""
+        return self._keep == "first"
 
     def count(self, texts: Sequence[str]) -> Int32s:
         """Tokens of each text before truncation, special tokens included, int32 [N]."""
@@ -269,6 +334,13 @@ class _Taken:
             return _joined([values[b:e] for b, e in zip(begin.tolist(), end.tolist(), strict=True)], values[:0])
 
         return gathered(self.ids), None if self.offsets is None else gathered(self.offsets)
+
+
+def _alternate(first: Spans, second: Spans) -> Spans:
+    """Spans of first and second texts in turn, over the texts of pairs one after another."""
+    row = np.stack([2 * first.row, 2 * second.row + 1], axis=1).ravel()
+    begin = np.stack([first.begin, second.begin], axis=1).ravel()
+    return Spans(row, begin, np.stack([first.end, second.end], axis=1).ravel())
 
 
 def _joined(arrays: list[Int32s], empty: Int32s) -> Int32s:

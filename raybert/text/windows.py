@@ -23,8 +23,12 @@ class Spans(NamedTuple):
     begin: Int64s
     end: Int64s
 
+    def take(self, index: Int32s) -> Spans:
+        """The spans ``index``, in that order."""
+        return Spans(self.row[index], self.begin[index], self.end[index])
 
-def slide(counts: Int32s | Int64s, room: int, stride: int) -> Spans:
+
+def slide(counts: Int32s | Int64s, room: int | Int64s, stride: int | Int64s) -> Spans:
     """Cover every row's pieces with windows, each beginning ``room - stride`` pieces after the one before.
 
     Neighbours share exactly `stride` pieces. Every window but a row's last one is full, the last one ends with
@@ -33,23 +37,25 @@ def slide(counts: Int32s | Int64s, room: int, stride: int) -> Spans:
 
     Args:
         counts: [N], pieces of each row, special tokens not counted.
-        room: pieces that fit a window beside its special tokens.
-        stride: pieces that two neighbours share, from 0 to ``room - 1``.
+        room: pieces that fit a window beside its special tokens; one number, or one a row, [N].
+        stride: pieces that two neighbours share, from 0 to ``room - 1``; likewise.
 
     Raises:
         SettingsError: a stride that leaves no step forward.
     """
-    if not 0 <= stride < room:
+    counts = counts.astype(np.int64)
+    room, stride = np.broadcast_to(room, counts.shape), np.broadcast_to(stride, counts.shape)
+    for wrong in np.flatnonzero((stride < 0) | (stride >= room))[:1]:
         raise SettingsError(
-            f"stride: {stride} is outside 0 to {room - 1}; a window holds {room} tokens beside its special ones"
+            f"stride: {stride[wrong]} is outside 0 to {room[wrong] - 1}; "
+            f"a window holds {room[wrong]} tokens beside its special ones"
         )
     step = room - stride
-    counts = counts.astype(np.int64)
     windows = 1 + np.maximum(0, -(-(counts - room) // step))
     row = np.repeat(np.arange(len(counts), dtype=np.int32), windows)
     first_window = np.cumsum(windows) - windows
-    begin = (np.arange(len(row), dtype=np.int64) - first_window[row]) * step
-    return Spans(row, begin, np.minimum(begin + room, counts[row]))
+    begin = (np.arange(len(row), dtype=np.int64) - first_window[row]) * step[row]
+    return Spans(row, begin, np.minimum(begin + room[row], counts[row]))
 
 
 def cut(counts: Int64s, take: Int64s | int, keep: Literal["first", "last"]) -> Spans:
