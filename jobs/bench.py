@@ -2,6 +2,7 @@
 
     python jobs/bench.py engine     one process: raybert fp32 and bf16 against sentence-transformers' default encode
     python jobs/bench.py job        the Ray Data job with one actor against the same work in one process
+    python jobs/bench.py heads      three heads of one trunk in one job against three jobs of one head each
 
 Real tokens a second (truncated, unpadded), end to end from texts to normalised vectors. The contestants take turns,
 each turn has texts of its own, no answer is cached. What is printed is each one's median, and the median of the ratios
@@ -168,6 +169,64 @@ def bench_job(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def three_heads(folder: Path, model: str) -> dict[str, tuple[str, str]]:
+    """An embedding, a classifier and a tagger of one trunk; the last two with new weights, which cost the same."""
+    import raybert
+
+    topic = raybert.BertForSequenceClassification.from_pretrained(model, new_head=True, num_labels=5)
+    people = raybert.BertForTokenClassification.from_pretrained(model, new_head=True, num_labels=9)
+    for name, made in (("topic", topic), ("people", people)):
+        made.save_pretrained(folder / name)
+        raybert.BertTokenizer.from_pretrained(model).save_pretrained(folder / name)
+    return {
+        "vector": (model, "embed"),
+        "topic": (str(folder / "topic"), "classify"),
+        "people": (str(folder / "people"), "ner"),
+    }
+
+
+def bench_heads(arguments: argparse.Namespace) -> int:
+    """Rows a second between the first commit and the last, of one job with three heads and of three with one."""
+    import raybert.data
+
+    describe(arguments.threads)
+    with tempfile.TemporaryDirectory(prefix="raybert-bench-") as folder:
+        heads = three_heads(Path(folder), arguments.model)
+        file = Path(folder, "corpus.parquet")
+        texts = corpus(arguments.seed)
+        pq.write_table(pa.table({"text": [texts[row % len(texts)] for row in range(arguments.rows)]}), file)
+
+        def job(chosen: dict[str, tuple[str, str]], number: int) -> tuple[float, int]:
+            report: Any = raybert.data.run(
+                chosen,
+                input=str(file),
+                output=str(Path(folder, f"{'-'.join(chosen)}{number}")),
+                dtype=arguments.dtype,
+                split_rows=arguments.split_rows,
+                actors=1,
+            )
+            rows = report.rows - report.first_rows
+            return rows / (report.last_commit - report.first_commit), report.forwarded
+
+        ratios = []
+        for number in range(arguments.rounds):
+            together, tokens = job(heads, number)
+            lone = {name: job({name: heads[name]}, number) for name in heads}
+            apart = 1 / sum(1 / speed for speed, _ in lone.values())
+            ratios.append(together / apart)
+            each = ", ".join(f"{name} {speed:,.0f}" for name, (speed, _) in lone.items())
+            print(
+                f"rows/s: together {together:,.0f}; alone {each}, one after the other {apart:,.0f}; ratio "
+                f"{ratios[-1]:.2f}; tokens forwarded {tokens:,} against {sum(count for _, count in lone.values()):,}"
+            )
+    ratio = statistics.median(ratios)
+    print(f"median ratio {ratio:.2f}")
+    if ratio < arguments.gate:
+        print(f"below the gate of {arguments.gate}")
+        return 1
+    return 0
+
+
 def main() -> int:
     """Read the command line and run one benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -185,7 +244,14 @@ def main() -> int:
     job.add_argument("--dtype", default="float32")
     job.add_argument("--gate", type=float, default=0.85)
     job.set_defaults(run=bench_job)
-    for each in (engine, job):
+    heads = commands.add_parser("heads", help="three heads of one trunk in one job against three jobs")
+    heads.add_argument("--rows", type=int, default=8_000)
+    heads.add_argument("--rounds", type=int, default=1)
+    heads.add_argument("--split-rows", type=int, default=500)
+    heads.add_argument("--dtype", default="float32")
+    heads.add_argument("--gate", type=float, default=2.4)
+    heads.set_defaults(run=bench_heads)
+    for each in (engine, job, heads):
         each.add_argument("--model", default="demo")
         each.add_argument("--threads", type=int, default=os.cpu_count())
         each.add_argument("--seed", type=int, default=0)

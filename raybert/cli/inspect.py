@@ -54,10 +54,13 @@ def _embeddings(checkpoint: Checkpoint) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     sentence = checkpoint.sentence
     if sentence is not None:
-        facts["embeddings"] = [f"Pooling {'+'.join(sentence.pooling.modes)}", *map(_module, sentence.after)]
+        pooling = f"Pooling {'+'.join(sentence.pooling.modes)}"
+        if sentence.splade is not None:
+            pooling = f"SpladePooling {sentence.splade.strategy}"
+        facts["embeddings"] = [pooling, *map(_module, sentence.after)]
         facts["prompts"] = sorted(sentence.prompts)
-    embed = Embed(checkpoint, {})
-    facts["embed_dimensions"] = embed.width
+    embed = Embed.open(checkpoint, {})
+    facts["embed_dimensions"] = embed.width if isinstance(embed, Embed) else checkpoint.config.vocab_size
     facts["fingerprint"] = {dtype: embed.fingerprint(dtype) for dtype in ("float32", "bfloat16")}
     return facts
 
