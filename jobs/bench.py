@@ -169,7 +169,10 @@ def bench_job(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def three_heads(folder: Path, model: str) -> dict[str, tuple[str, str]]:
+Heads = dict[str, tuple[str, str, dict[str, Any]]]
+
+
+def three_heads(folder: Path, model: str) -> Heads:
     """An embedding, a classifier and a tagger of one trunk; the last two with new weights, which cost the same."""
     import raybert
 
@@ -178,10 +181,11 @@ def three_heads(folder: Path, model: str) -> dict[str, tuple[str, str]]:
     for name, made in (("topic", topic), ("people", people)):
         made.save_pretrained(folder / name)
         raybert.BertTokenizer.from_pretrained(model).save_pretrained(folder / name)
+    windows = {"max_length": 256, "windows": "truncate"}
     return {
-        "vector": (model, "embed"),
-        "topic": (str(folder / "topic"), "classify"),
-        "people": (str(folder / "people"), "ner"),
+        "vector": (model, "embed", windows),
+        "topic": (str(folder / "topic"), "classify", windows),
+        "people": (str(folder / "people"), "ner", windows),
     }
 
 
@@ -196,7 +200,7 @@ def bench_heads(arguments: argparse.Namespace) -> int:
         texts = corpus(arguments.seed)
         pq.write_table(pa.table({"text": [texts[row % len(texts)] for row in range(arguments.rows)]}), file)
 
-        def job(chosen: dict[str, tuple[str, str]], number: int) -> tuple[float, int]:
+        def job(chosen: Heads, number: int) -> tuple[float, int]:
             report: Any = raybert.data.run(
                 chosen,
                 input=str(file),

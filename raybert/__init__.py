@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         BertForPreTraining,
         BertLMHeadModel,
     )
+    from raybert.model.outputs import BertForPreTrainingOutput
     from raybert.predict import Heads, Predictor, Reranker, load, load_heads
     from raybert.tasks.answer import Answer
     from raybert.tasks.classify import Classification
@@ -48,6 +49,7 @@ _HOME = {
     "BertForMultipleChoice": "raybert.model.labelling",
     "BertForNextSentencePrediction": "raybert.model.labelling",
     "BertForPreTraining": "raybert.model.language",
+    "BertForPreTrainingOutput": "raybert.model.outputs",
     "BertForQuestionAnswering": "raybert.model.labelling",
     "BertForSequenceClassification": "raybert.model.labelling",
     "BertForTokenClassification": "raybert.model.labelling",
@@ -75,6 +77,7 @@ __all__ = [
     "BertForMultipleChoice",
     "BertForNextSentencePrediction",
     "BertForPreTraining",
+    "BertForPreTrainingOutput",
     "BertForQuestionAnswering",
     "BertForSequenceClassification",
     "BertForTokenClassification",

@@ -17,7 +17,7 @@ import transformers
 import raybert
 from raybert import Entity
 from raybert.errors import SettingsError
-from raybert.tasks.ner import STRATEGIES
+from raybert.tasks.ner import Ner
 from raybert.tasks.tags import Tags
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
@@ -155,7 +155,7 @@ def test_long_documents_equal_the_reference(tagger: Path, stride: int | None) ->
     shared = max_length // 4 if stride is None else stride
     scores, source, encoding = reference.document(text, max_length, shared)
     assert len(scores) >= 20_000
-    for strategy in STRATEGIES:
+    for strategy in Ner.AGGREGATIONS:
         predictor = raybert.load(tagger, "ner", dtype="float32", device="cpu", aggregation=strategy, stride=stride)
         expected = reference.entities(text, scores, encoding, strategy)
         (found,) = predictor([text])

@@ -12,6 +12,7 @@ from raybert.errors import RowError, SettingsError
 
 if TYPE_CHECKING:
     from raybert.tasks import Task
+    from raybert.tasks.base import TextTask
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb": 10**6, "mib": 2**20}
 _UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30}
@@ -149,20 +150,23 @@ def head_specs(
     for name in own:
         if name not in names:
             raise SettingsError(f"option {name}.…: no head is called {name!r}{nearest(name, names)}")
-    for key in common:  # of several heads, those take it that know it
-        if len(specs) > 1 and not any(key in TASKS[spec.task].OPTIONS for spec in specs):
-            known_options(", ".join(names), {key: None}, {key for spec in specs for key in TASKS[spec.task].OPTIONS})
+    if len(specs) > 1:
+        known_options(", ".join(names), common, {key for spec in specs for key in TASKS[spec.task].OPTIONS})
     return tuple(
         HeadSpec(
             name=spec.name,
             task=spec.task,
             model=spec.model,
             revision=revision,
-            options=_meant(common, TASKS[spec.task].OPTIONS if len(specs) > 1 else None) | own.get(spec.name, {}),
+            options=(_meant(common, TASKS[spec.task]) if len(specs) > 1 else common) | own.get(spec.name, {}),
         )
         for spec in specs
     )
 
 
-def _meant(common: Mapping[str, Any], known: Sequence[str] | None) -> dict[str, Any]:
-    return {key: value for key, value in common.items() if known is None or key in known}
+def _meant(common: Mapping[str, Any], task: type[TextTask]) -> dict[str, Any]:
+    """Those of the options for all of several heads that this one has; ``aggregation`` goes by its value too."""
+    known = {key: value for key, value in common.items() if key in task.OPTIONS}
+    if known.get("aggregation") not in (None, *task.AGGREGATIONS):
+        del known["aggregation"]
+    return known

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Reduced: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None]"
 """Float32 [R, V] and how many rows each of the batch's N sequences has, int [N]; None: one each."""
 
-AGGREGATIONS = ("mean", "max")
 _WINDOWS = ("truncate", "slide")
 
 
@@ -45,6 +44,7 @@ class TextTask(ABC):
         needs_offsets: whether they look at the tokens' places in the texts.
         slides: whether longer texts get several windows unless told otherwise.
         OPTIONS: names of its options.
+        AGGREGATIONS: values of its option ``aggregation``.
         checkpoint: the opened checkpoint.
         prompt: text put before every text.
         lower_case: whether texts are lower-cased before the tokenizer.
@@ -64,6 +64,7 @@ class TextTask(ABC):
     needs_offsets = False
     slides = False
     OPTIONS: ClassVar[tuple[str, ...]]
+    AGGREGATIONS: ClassVar[tuple[str, ...]] = ("mean", "max")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any], *, prompt: str = "") -> None:
         known_options(self.name, options, self.OPTIONS)
@@ -76,6 +77,8 @@ class TextTask(ABC):
             self.max_length = self.whole_number("max_length", options["max_length"], 3, highest)
         asked = options.get("windows") or ("slide" if self.slides else "truncate")
         self.windows = one_of(f"{self.name}: windows", str(asked), _WINDOWS)
+        if self.takes in ("pair", "choices") and not self.slides:
+            self._refuse_sliding_pairs()
         self.stride = self._stride(options.get("stride"))
         self.aggregation = self._aggregation(options.get("aggregation"))
 
@@ -103,7 +106,7 @@ class TextTask(ABC):
             return "mean" if self.windows == "slide" else None
         if self.windows != "slide":
             raise SettingsError(f"{self.name}: aggregation {asked!r}: texts have one window; pass windows='slide' too")
-        return one_of(f"{self.name}: aggregation", str(asked), AGGREGATIONS)
+        return one_of(f"{self.name}: aggregation", str(asked), self.AGGREGATIONS)
 
     @property
     @abstractmethod

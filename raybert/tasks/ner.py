@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from raybert.model.packed import TokenBatch
 
-STRATEGIES = ("none", "simple", "first", "average", "max")
-
 
 @dataclass(frozen=True)
 class Entity:
@@ -90,6 +88,7 @@ class Ner(TextTask):
     needs_texts = True
     needs_offsets = True
     slides = True
+    AGGREGATIONS = ("none", "simple", "first", "average", "max")
     OPTIONS = ("aggregation", "ignore_labels", "max_length", "stride", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
@@ -106,7 +105,7 @@ class Ner(TextTask):
         return min(self.max_length // 4, self.max_length - 3)
 
     def _aggregation(self, asked: Any) -> str:
-        return one_of("ner: aggregation", str(asked or "simple"), STRATEGIES)
+        return one_of("ner: aggregation", str(asked or "simple"), self.AGGREGATIONS)
 
     @property
     def own_options(self) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from raybert.checkpoint.digest import head_digest
-from raybert.checkpoint.folder import Checkpoint
 from raybert.checkpoint.names import HEADS, POOLER
 from raybert.errors import RowError
 from raybert.tasks.arrays import Arrays
@@ -44,10 +43,6 @@ class NextSentence(TextTask):
     one_row = True
     width = 2
     OPTIONS = ("max_length", "windows")
-
-    def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, options)
-        self._refuse_sliding_pairs()
 
     @property
     def own_options(self) -> dict[str, Any]:
@@ -97,10 +92,6 @@ class MultipleChoice(TextTask):
     needs_texts = True
     width = 1
     OPTIONS = ("max_length", "windows")
-
-    def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, options)
-        self._refuse_sliding_pairs()
 
     @property
     def own_options(self) -> dict[str, Any]:

@@ -61,7 +61,6 @@ class Rerank(TextTask):
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)
-        self._refuse_sliding_pairs()
         asked = one_of("rerank: activation", str(options.get("activation") or "auto"), _ACTIVATIONS)
         self.activation = _named_activation(checkpoint) if asked == "auto" else asked
 
