@@ -187,7 +187,7 @@ def _check_kinds(task: Task, items: Sequence[Any]) -> None:
         is_pair = isinstance(item, tuple | list)
         if (is_pair and not takes_pair) or (not is_pair and not takes_text):
             wanted = _WANTED[task.takes]
-            raise RowError(row, "wrong_type", f"{task.name}: expected {wanted}, got {type(item).__name__}")
+            raise RowError(row, "wrong_type", f"expected {wanted}, got {type(item).__name__}")
         if is_pair != isinstance(items[0], tuple | list):
             raise RowError(row, "wrong_type", _MIXED if is_pair else "expected a pair of texts, got str")
 

@@ -31,3 +31,11 @@ hypothesis.settings.load_profile("raybert")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain tiny BERT folder (tests/tiny.py), shared by the session: read only."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"), tokenizer_json=True)
+
+
+@pytest.fixture(scope="session")
+def trained_ner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The token classifier of tests/trained.py, a minute's training, shared by the session: read only."""
+    from tests.trained import train  # torch, which few sessions of one test need
+
+    return train(tmp_path_factory.mktemp("trained_ner"))

@@ -316,7 +316,7 @@ def test_every_other_failure_is_one_line(hub: Hub, tmp_path: Path) -> None:
     hub.add("me/tiny", write_tiny_checkpoint(tmp_path / "m"))
     foreign = tmp_path / "foreign"
     write_json(foreign / "config.json", {"model_type": "bert"})
-    (foreign / "tf_model.h5").touch()
+    (foreign / "rust_model.ot").touch()
     hub.add("me/foreign", foreign)
     (empty,) = ask(hub, tmp_path / "home", {"model": "me/tiny"}, offline=True)
     assert empty["error"] == (
@@ -324,7 +324,7 @@ def test_every_other_failure_is_one_line(hub: Hub, tmp_path: Path) -> None:
     )
     foreign_answer, bad = ask(hub, tmp_path / "home", {"model": "me/foreign"}, {"model": "--/me..tiny"})
     assert "no weights: looked for model.safetensors" in foreign_answer["error"]
-    assert foreign_answer["error"].endswith("found tf_model.h5, which raybert can't read")
+    assert foreign_answer["error"].endswith("found rust_model.ot, which raybert can't read")
     assert bad["error"] == "hub id --/me..tiny: neither a folder nor an id (name or owner/name) of the hub"
     hub.status = 401
     (refused,) = ask(hub, tmp_path / "home", {"model": "me/tiny", "token": "wrong"})

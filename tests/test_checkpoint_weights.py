@@ -252,12 +252,12 @@ def test_one_name_in_two_files_is_refused(tmp_path: Path) -> None:
         index([tmp_path / "x.h5"])
 
 
-def test_the_best_kind_is_chosen_and_foreign_kinds_are_named(tmp_path: Path) -> None:
+def test_the_best_kind_is_chosen_and_unreadable_kinds_are_named(tmp_path: Path) -> None:
     assert choose_weights(["pytorch_model.bin", "model.safetensors.index.json"]) == "model.safetensors.index.json"
     assert choose_weights(["pytorch_model.bin", "model.safetensors"]) == "model.safetensors"
-    assert choose_weights(["tf_model.h5"]) is None
-    with pytest.raises(CheckpointError, match=r"no weights: looked for model\.safetensors, .*index\.json$"):
+    assert choose_weights(["rust_model.ot"]) is None
+    with pytest.raises(CheckpointError, match=r"no weights: looked for model\.safetensors, .*ckpt\.index$"):
         find_weights(tmp_path)
-    (tmp_path / "tf_model.h5").touch()
-    with pytest.raises(CheckpointError, match=r"found tf_model\.h5, which raybert can't read$"):
+    (tmp_path / "rust_model.ot").touch()
+    with pytest.raises(CheckpointError, match=r"found rust_model\.ot, which raybert can't read$"):
         find_weights(tmp_path)

@@ -177,7 +177,7 @@ def test_ctrl_c_passes_and_the_predictor_answers_on(predictor: Predictor) -> Non
             answer_on()
         timer.join()
         # Nothing goes on computing for a caller that left.
-        assert predictor._trunk._streams._work_queue.empty()
+        assert predictor._heads._trunks[0]._streams._work_queue.empty()
         assert_same(predictor(TEXTS), expected)
 
 

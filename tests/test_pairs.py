@@ -79,7 +79,7 @@ def test_what_is_no_prompt_with_choices(choices: Path, item: object) -> None:
 @pytest.mark.parametrize("task", ["next-sentence", "qa"])
 def test_a_text_where_a_pair_is_meant(tmp_path: Path, task: str) -> None:
     folder = write_tiny_checkpoint(tmp_path, heads=("next-sentence", "qa"))
-    with pytest.raises(RowError, match=f"row 0: {task}: expected a pair of texts, got str"):
+    with pytest.raises(RowError, match="row 0: expected a pair of texts, got str"):
         raybert.load(folder, task)(["a text"])
-    with pytest.raises(RowError, match="row 0: ner: expected a text, got tuple"):
+    with pytest.raises(RowError, match="row 0: expected a text, got tuple"):
         raybert.load(write_tiny_checkpoint(tmp_path / "n", heads=("classifier",)), "ner")([("a", "b")])

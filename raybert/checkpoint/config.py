@@ -196,7 +196,7 @@ class BertConfig:
         """Read the configuration of a checkpoint: a folder, its ``config.json``, a hub id, or "demo".
 
         Args:
-            model: where the checkpoint is; of a hub id no weights are fetched.
+            model: where the checkpoint is; of a hub id no weights are fetched. Google's ``bert_config.json`` will do.
             revision: branch, tag or commit of a hub id.
             token: access token for a hub id.
             cache_dir: where hub files are kept, if not in the hub's own cache.
@@ -208,10 +208,11 @@ class BertConfig:
         if Path(model).is_file():
             return cls.from_json_file(model, **changes)
         # Only this one method needs the hub; the module itself stays a leaf.
-        from raybert.checkpoint.hub import resolve
+        from raybert.checkpoint.hub import CONFIG_FILES, resolve
 
         folder = resolve(str(model), revision=revision, token=token, cache_dir=cache_dir, weights=False)
-        return cls.from_json_file(folder / "config.json", **changes)
+        places = [folder / name for name in CONFIG_FILES]
+        return cls.from_json_file(next((place for place in places if place.is_file()), places[0]), **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field and extra key, as plain values that JSON can hold; the caller's to keep."""

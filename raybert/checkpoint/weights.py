@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from raybert.checkpoint.entry import ITEM_BYTES, TensorEntry, read_bytes
+from raybert.checkpoint.foreign import FOREIGN_WEIGHTS, converted
 from raybert.checkpoint.jsonfile import read_json_object
 from raybert.checkpoint.safetensorsfile import read_safetensors_header
 from raybert.checkpoint.torchfile import read_torch_header
@@ -28,17 +29,20 @@ WEIGHT_NAMES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    *FOREIGN_WEIGHTS,
 )
-"""The files that weights are looked for in, best first; an index names the shards that lie beside it."""
+"""The files that weights are looked for in, best first; an index.json names the shards that lie beside it.
+
+Those of other frameworks come last: reading them needs an extra and a converted copy.
+"""
 
 _READERS = {".safetensors": read_safetensors_header, ".bin": read_torch_header}
-_FOREIGN_WEIGHTS = (
-    "tf_model.h5",
-    "flax_model.msgpack",
+_UNREADABLE_WEIGHTS = (
+    "tf_model.h5.index.json",
+    "flax_model.msgpack.index.json",
     "model.onnx",
     "onnx/model.onnx",
     "rust_model.ot",
-    "bert_model.ckpt.index",
     "openvino_model.xml",
 )
 
@@ -51,7 +55,7 @@ def choose_weights(files: Iterable[str]) -> str | None:
 
 def no_weights(place: str, names: Iterable[str]) -> str:
     """The message for a checkpoint whose files `names` hold no weights that raybert reads."""
-    others = sorted(set(names) & {*_FOREIGN_WEIGHTS})
+    others = sorted(set(names) & {*_UNREADABLE_WEIGHTS})
     found = f"; found {', '.join(others)}, which raybert can't read" if others else ""
     return f"{place}: no weights: looked for {', '.join(WEIGHT_NAMES)}{found}"
 
@@ -59,13 +63,19 @@ def no_weights(place: str, names: Iterable[str]) -> str:
 def find_weights(folder: Path) -> tuple[Path, ...]:
     """The weight files of a checkpoint's folder: one, or the shards that its index names, in order.
 
+    Of a folder with nothing but weights of another framework: their converted copy.
+
     Raises:
-        CheckpointError: there are none, or a shard or a tensor that the index names is missing.
+        CheckpointError: there are none, or a shard or a tensor that the index names is missing, or foreign weights
+            can't be read.
+        OutputError: there is no room for a converted copy.
     """
     chosen = choose_weights(name for name in WEIGHT_NAMES if (folder / name).is_file())
     if chosen is None:
-        present = [name for name in _FOREIGN_WEIGHTS if (folder / name).exists()]
+        present = [name for name in _UNREADABLE_WEIGHTS if (folder / name).exists()]
         raise CheckpointError(no_weights(str(folder), present))
+    if chosen in FOREIGN_WEIGHTS:
+        return (converted(folder, chosen),)
     if not chosen.endswith(".index.json"):
         return (folder / chosen,)
     files = shard_names(folder / chosen)
