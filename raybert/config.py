@@ -144,4 +144,17 @@ def heads_from(given: Mapping[str, Sequence[Any] | HeadSpec]) -> tuple[HeadSpec,
         heads.append(HeadSpec(name=name, task=task_name(task), model=str(model), options=dict(rest[0]) if rest else {}))
     if not heads:
         raise SettingsError("heads: none given; pass at least one, as {'v': ('demo', 'embed')}")
+    unique_names(heads)
     return tuple(heads)
+
+
+def unique_names(specs: Sequence[HeadSpec]) -> None:
+    """Refuse two heads of one name.
+
+    Raises:
+        SettingsError: naming it.
+    """
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingsError(f"head {name!r}: named twice; write NAME:TASK=MODEL with another NAME")

@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -102,7 +102,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def choose_settings(
-    *, device: str = "auto", dtype: str = "auto", budget: int | None = None, head_width: int = 64
+    *, device: str = "auto", dtype: str = "auto", budget: int | None = None, head_widths: Collection[int] = (64,)
 ) -> EngineSettings:
     """Resolve every ``auto`` on this machine.
 
@@ -110,7 +110,7 @@ def choose_settings(
         device: auto (cuda where torch sees one), cpu or cuda.
         dtype: auto (bfloat16 where the hardware has it natively, else float32), float32, bfloat16 or float16.
         budget: tokens of one forward; None takes the device's own.
-        head_width: width of one attention head.
+        head_widths: widths of one attention head, of each trunk that will run so.
 
     Raises:
         SettingsError: a value is unknown or out of range.
@@ -133,7 +133,7 @@ def choose_settings(
     return EngineSettings(
         device=device,
         dtype=dtype,
-        kernels=choose_kernels(torch.device(device), torch_dtype(dtype), head_width=head_width),
+        kernels=choose_kernels(torch.device(device), torch_dtype(dtype), head_widths=head_widths),
         budget=budget or _BUDGET[device],
         versions=library_versions(),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, Self, overload
 
@@ -28,18 +29,25 @@ class Heads:
 
     Heads of one trunk share its forward pass wherever they ask for equal windows, heads of one tokenizer its work.
     The threads end with `close`, with a ``with`` block, or when the object is deleted.
+
+    Attributes:
+        tasks: the heads by name.
+        settings: what decides the bits.
+        fingerprint: of each head, as `Predictor` has it.
+        columns: names of the columns that a batch job would write for each.
     """
 
     def __init__(self, tasks: Mapping[str, Task], settings: EngineSettings, *, threads: int) -> None:
         self.tasks = dict(tasks)
         self.settings = settings
+        self.fingerprint = {name: task.fingerprint(settings.dtype) for name, task in tasks.items()}
+        self.columns = {name: _column_names(task, name) for name, task in tasks.items()}
         for task in tasks.values():
             task.tokenizer()  # one that is missing or of another model is told now, not at the first text
-        self._programs = {pairs: group_heads(self.tasks, pairs=pairs) for pairs in (False, True)}
+        self._texts = group_heads(self.tasks)
         self._closed = False
         self._trunks = [
-            Trunk({name: self.tasks[name] for name in names}, settings, threads=threads)
-            for names in self._programs[False].trunks
+            Trunk({name: self.tasks[name] for name in names}, settings, threads=threads) for names in self._texts.trunks
         ]
 
     def __call__(self, items: Sequence[Any]) -> dict[str, Any]:
@@ -58,11 +66,19 @@ class Heads:
         refuse_bare(items)
         answers: dict[str, list[Any]] = {name: [] for name in self.tasks}
         pairs = any(isinstance(item, tuple | list) for item in items)
-        for chunk, found in self._found(list(items), self._programs[pairs]):
+        for task in self.tasks.values():
+            if items and not pairs and task.takes in ("pair", "choices"):
+                got = type(items[0]).__name__
+                raise RowError(0, "wrong_type", f"expected {_WANTED[task.takes]}, got {got}")
+        for chunk, found in self._found(list(items), self._pairs if pairs else self._texts):
             for name, task in self.tasks.items():
                 windows, arrays = found[name]
                 answers[name].append(task.decode(task.items(*_columns(chunk, pairs=pairs)), windows, arrays))
         return {name: task.join(answers[name]) for name, task in self.tasks.items()}
+
+    @cached_property
+    def _pairs(self) -> Program:
+        return group_heads(self.tasks, pairs=True)
 
     def _found(
         self, items: list[Any], program: Program
@@ -95,7 +111,21 @@ class Heads:
 
     def info(self) -> dict[str, Any]:
         """Of each head: model, options and settings in plain values."""
-        return {name: _facts(task, self.settings, name) for name, task in self.tasks.items()}
+        return {name: self._facts(name) for name in self.tasks}
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        task = self.tasks[name]
+        config = task.checkpoint.config
+        return {
+            "model": task.checkpoint.name,
+            "task": task.name,
+            "options": task.options,
+            "fingerprint": self.fingerprint[name],
+            "columns": self.columns[name],
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "engine": self.settings.as_dict(),
+        }
 
 
 class _OneHead:
@@ -113,15 +143,17 @@ class _OneHead:
     def __init__(self, task: Task, settings: EngineSettings, *, threads: int) -> None:
         self.task = task
         self.settings = settings
-        self.fingerprint = task.fingerprint(settings.dtype)
-        self.columns = _column_names(task, task.name.replace("-", "_"))
-        self._heads = Heads({task.name: task}, settings, threads=threads)
+        name = task.name.replace("-", "_")
+        self._heads = Heads({name: task}, settings, threads=threads)
+        self.fingerprint = self._heads.fingerprint[name]
+        self.columns = self._heads.columns[name]
 
     def _answers(self, items: Sequence[Any]) -> Any:
         refuse_bare(items)
         items = list(items)
         _check_kinds(self.task, items)
-        return self._heads(items)[self.task.name]
+        (answers,) = self._heads(items).values()
+        return answers
 
     def close(self) -> None:
         """End the predictor's threads; it can't answer any more."""
@@ -135,7 +167,9 @@ class _OneHead:
 
     def info(self) -> dict[str, Any]:
         """Model, options and settings in plain values."""
-        return _facts(self.task, self.settings, self.task.name.replace("-", "_"))
+        facts: dict[str, Any]
+        (facts,) = self._heads.info().values()
+        return facts
 
 
 class Predictor(_OneHead):
@@ -244,20 +278,6 @@ def _column_names(task: Task, name: str) -> list[str]:
     return [*(field.name for field in task.columns(name, "float32")), f"{name}_tokens", f"{name}_truncated"]
 
 
-def _facts(task: Task, settings: EngineSettings, name: str) -> dict[str, Any]:
-    config = task.checkpoint.config
-    return {
-        "model": task.checkpoint.name,
-        "task": task.name,
-        "options": task.options,
-        "fingerprint": task.fingerprint(settings.dtype),
-        "columns": _column_names(task, name),
-        "layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "engine": settings.as_dict(),
-    }
-
-
 @overload
 def load(model: str, task: Literal["rerank", "text-ranking"], **options: Any) -> Reranker: ...
 @overload
@@ -332,7 +352,7 @@ def load_heads(
 def _settings(tasks: Sequence[Task], device: str, dtype: str) -> EngineSettings:
     configs = [task.checkpoint.config for task in tasks]
     widths = [config.hidden_size // config.num_attention_heads for config in configs]
-    return choose_settings(device=device, dtype=dtype, head_width=max(widths))
+    return choose_settings(device=device, dtype=dtype, head_widths=widths)
 
 
 def _threads(asked: int | None, settings: EngineSettings) -> int:

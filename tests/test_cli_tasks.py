@@ -60,7 +60,7 @@ def test_entities(cli: Cli, tags: Path) -> None:
     found = answers(cli, "ner", tags, lines)
     assert found == expected("ner", tags, lines)
     assert set(found[0][0]) == {"label", "score", "start", "end", "text"}
-    raw = answers(cli, "token-classification", tags, lines, "--aggregation", "none", "--option", "ignore_labels=[]")
+    raw = answers(cli, "token-classification", tags, lines, "--aggregation", "none", "--option", "ignore_labels=")
     assert all(set(each) == {"label", "score", "start", "end", "text", "index", "token"} for each in raw[0] + raw[2])
     assert raw[0] + raw[2]
     assert {each["label"] for each in raw[0]} <= {"X", "B-Y"}

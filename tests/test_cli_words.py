@@ -197,3 +197,26 @@ def test_a_head_without_a_model() -> None:
 def test_counts_agree_with_their_nouns() -> None:
     expected = {0: "0 parts", 1: "1 part", 2: "2 parts", 1000: "1,000 parts"}
     assert {number: words.counted(number, "part") for number in expected} == expected
+
+
+def test_options_for_all_of_several_heads_reach_those_that_can_use_them() -> None:
+    heads = ["v:embed=m", "t:classify=m", "n:ner=m", "r:rerank=m"]
+
+    def given(*own: str, **short: object) -> dict[str, dict[str, object]]:
+        specs = words.head_specs(heads, model=None, options=own, short=short)
+        return {spec.name: dict(spec.options) for spec in specs}
+
+    assert given(aggregation="first") == {"v": {}, "t": {}, "n": {"aggregation": "first"}, "r": {}}
+    assert given(stride=8) == {"v": {}, "t": {}, "n": {"stride": 8}, "r": {}}
+    slide = {"windows": "slide"}
+    assert given(windows="slide") == {"v": slide, "t": slide, "n": slide, "r": {}}
+    both = {"windows": "slide", "aggregation": "max"}
+    assert given("v.windows=slide", aggregation="max")["v"] == both
+    assert given("v.windows=slide", aggregation="max")["t"] == {}
+    assert given(threshold=0.3) == {"v": {}, "t": {"threshold": 0.3}, "n": {}, "r": {}}
+    # What none can use goes to those that have it: they say what is wrong.
+    assert given(aggregation="most")["v"] == {"aggregation": "most"}
+    with pytest.raises(SettingsError, match="v, t, n, r: unknown option 'top'"):
+        given(top=3)
+    lists = given("n.ignore_labels=O,MISC", "n.max_length=12")["n"]
+    assert lists == {"ignore_labels": "O,MISC", "max_length": 12}

@@ -70,7 +70,7 @@ def test_what_an_output_cannot_honour(tiny: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"output": "dense"}, "embed: output: 'dense' is none of pooled, tokens, sparse"),
         ({"output": "tokens", "pooling": "cls"}, "embed: pooling 'cls': goes with output='pooled' only"),
-        ({"output": "tokens", "windows": "slide"}, "output 'tokens' has one window a text"),
+        ({"output": "tokens", "windows": "slide"}, "embed: windows: 'slide' is none of truncate"),
         ({"stride": 3}, "embed: stride 3: texts are cut here; pass windows='slide' too"),
         ({"aggregation": "max"}, "embed: aggregation 'max': texts have one window; pass windows='slide' too"),
         ({"windows": "slide", "aggregation": "first"}, "embed: aggregation: 'first' is none of mean, max"),
@@ -138,6 +138,32 @@ def test_a_text_of_one_window_answers_as_without_sliding(tiny: Path) -> None:
     short = [text for text in TEXTS if len(text) < 100]
     assert len(short) > 5
     np.testing.assert_allclose(load(tiny, windows="slide")(short), load(tiny)(short), rtol=0, atol=1e-6)
+
+
+def test_a_prompt_stands_in_every_window(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path, sentence={"include_prompt": False})
+    prompt, text = "the query: ", "one two three of a long text that is read in more than one or two pieces"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.BertModel.from_pretrained(folder).eval()
+    lead, pieces = (tokenizer(each, add_special_tokens=False)["input_ids"] for each in (prompt, text))
+    room = 10 - 2 - len(lead)
+    vectors, weights = [], []
+    for begin in range(0, len(pieces), room):
+        ids = [tokenizer.cls_token_id, *lead, *pieces[begin : begin + room], tokenizer.sep_token_id]
+        with torch.no_grad():
+            states = model(torch.tensor([ids])).last_hidden_state[0]
+        kept = states[1 + len(lead) :]
+        vectors.append(kept.mean(0).numpy())
+        weights.append(len(kept))
+    assert len(vectors) > 3
+    (found,) = load(folder, prompt=prompt, windows="slide", max_length=10)([text])
+    np.testing.assert_allclose(found, np.average(vectors, axis=0, weights=weights), rtol=0, atol=1e-5)
+    # One window is what it is without sliding.
+    np.testing.assert_allclose(
+        load(folder, prompt=prompt, windows="slide")(["short"]), load(folder, prompt=prompt)(["short"]), atol=1e-6
+    )
+    with pytest.raises(SettingsError, match=r"prompt: its 5 tokens leave no room in max_length 5"):
+        load(folder, prompt=prompt, windows="slide", max_length=5)
 
 
 def test_pairs_are_cut_and_never_slid_over(tmp_path: Path) -> None:

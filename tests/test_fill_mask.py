@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 import raybert
@@ -64,9 +65,29 @@ def test_targets(folder: Path) -> None:
     assert vocabulary()[fills[0].token_id] == "the"
     with pytest.raises(SettingsError, match=r"target 'unheardof': \d tokens \(.+\); name single tokens"):
         raybert.load(folder, "fill-mask", targets=["unheardof"])
+    with pytest.raises(SettingsError, match=r"target 'unheardof': \d tokens"):
+        raybert.load(folder, "fill-mask", targets=["unheardof"], max_length=3)
     for wrong in ([], [3], ""):
         with pytest.raises(SettingsError, match="takes a list of words"):
             raybert.load(folder, "fill-mask", targets=wrong)
+
+
+def test_the_fingerprint_follows_the_words_matrix(folder: Path, tmp_path: Path) -> None:
+    def mark(path: Path) -> tuple[str, ...]:
+        tasks = (raybert.load(path, "fill-mask"), raybert.load(path, "embed", output="sparse"))
+        return tuple(task.fingerprint for task in tasks)
+
+    model = raybert.BertForMaskedLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "same")
+    model.config.tie_word_embeddings = False
+    model.cls.predictions.decoder.weight = torch.nn.Parameter(model.cls.predictions.decoder.weight * 2)
+    model.save_pretrained(tmp_path / "other")
+    for name in ("same", "other"):
+        raybert.BertTokenizer.from_pretrained(folder).save_pretrained(tmp_path / name)
+    marks = [mark(folder), mark(tmp_path / "same"), mark(tmp_path / "other")]
+    # The trunk is the same; so are the files of a tokenizer that was saved.
+    assert marks[1] != marks[2]
+    assert raybert.load(tmp_path / "same", "embed").fingerprint == raybert.load(tmp_path / "other", "embed").fingerprint
 
 
 def test_what_a_checkpoint_lacks(tiny: Path, tmp_path: Path) -> None:

@@ -159,29 +159,31 @@ def test_differing_prompts_and_lengths_cost_exactly_the_windows_needed(
 
 def test_texts_are_tokenized_once_for_heads_that_cut_and_heads_that_slide(folders: dict[str, str]) -> None:
     heads = {"v": (folders["plain"], "embed"), "t": (folders["topics"], "classify"), "n": (folders["tags"], "ner")}
+    heads["s"] = (folders["topics"], "classify", {"windows": "slide", "stride": 5})
     program = open_program(heads_from(heads))
-    assert program.trunks == (("v", "t", "n"),)
-    assert program.encodings == (("v", "t"), ("n",))
+    assert program.trunks == (("v", "t", "n", "s"),)
+    assert program.encodings == (("v", "t"), ("n",), ("s",))
     calls: Counter[str] = Counter()
     for name, task in program.tasks.items():
-        encode = task.encode
+        tokenizer = task.tokenizer()
+        take = tokenizer.take
 
-        def counting(*items: Any, name: str = name, encode: Any = encode, **options: Any) -> Windows:
+        def counting(*items: Any, name: str = name, take: Any = take, **options: Any) -> Any:
             calls[name] += 1
-            windows: Windows = encode(*items, **options)
-            return windows
+            return take(*items, **options)
 
-        task.encode = counting  # type: ignore[method-assign]
+        tokenizer.take = counting  # type: ignore[method-assign]
+    texts = some_texts(30)
     try:
-        texts = some_texts(30)
-        cut, _ = program.encode(texts)
+        cut, slid, stepped = program.encode(texts)
     finally:
         for task in program.tasks.values():
-            del task.encode
-    assert calls == {"n": 1}
-    direct = program.tasks["v"].encode(texts, offsets=True)
-    for field in Windows.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(cut, field), getattr(direct, field), err_msg=field)
+            del task.tokenizer().take
+    assert calls.total() == 1
+    for found, name in ((cut, "v"), (slid, "n"), (stepped, "s")):
+        direct = program.tasks[name].encode(texts, offsets=True)
+        for field in Windows.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(found, field), getattr(direct, field), err_msg=field)
 
 
 @st.composite
@@ -238,6 +240,10 @@ def test_what_cannot_be_meant(folders: dict[str, str]) -> None:
         heads([("a", "b"), "c"])
     with pytest.raises(SettingsError, match=r"write \(model, task\) or \(model, task, options\)"):
         raybert.load_heads({"v": "demo"})
+    with pytest.raises(RowError, match="row 0: expected a pair of texts, got str"):
+        raybert.load_heads({"v": (folders["plain"], "embed"), "n": (folders["words"], "next-sentence")})(["a"])
+    assert heads.columns == {"v": ["v", "v_tokens", "v_truncated"]}
+    assert heads.fingerprint["v"] == raybert.load(folders["plain"], "embed").fingerprint
     heads.close()
     with pytest.raises(UsageError, match="predictor of plain: closed; load it again"):
         heads(["a"])

@@ -17,7 +17,7 @@ import pytest
 import raybert
 from raybert.data.job import RunReport
 from raybert.data.verify import verify
-from raybert.errors import SettingsError
+from raybert.errors import InputError, SettingsError
 from tests.jobs import small_ray, some_texts, tree_bytes, write_lines
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
@@ -165,6 +165,28 @@ def test_run_again_changes_nothing(folders: dict[str, str], tmp_path: Path) -> N
     assert tree_bytes(tmp_path / "out") == before
 
 
+def test_the_order_of_heads_is_the_first_runs(folders: dict[str, str], tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", [{"text": text[:200]} for text in stdlib_docstrings(50)])
+    heads = {"n": (folders["tags"], "ner"), "v": (folders["words"], "embed")}
+    run(heads, file, tmp_path / "out")
+    before = tree_bytes(tmp_path / "out")
+    sorted((tmp_path / "out").glob("part-*"))[-1].unlink()
+    report, _ = run(dict(reversed(heads.items())), file, tmp_path / "out")
+    assert report.parts == 1
+    assert tree_bytes(tmp_path / "out") == before
+
+
+def test_a_split_without_a_good_row(folders: dict[str, str], tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "in.jsonl", [{"q": "a", "c": None}] * 20 + [{"q": "a", "c": "b"}] * 3)
+    heads = {
+        "next": (folders["words"], "next-sentence", {"max_length": 100}),
+        "a": (folders["words"], "qa", {"windows": "truncate", "max_length": 100}),
+        "n": (folders["tags"], "ner"),
+    }
+    report, table = run(heads, file, tmp_path / "out", text_column="q", pair_column="c")
+    assert (report.quarantined, len(table)) == (20, 3)
+
+
 def test_a_dataset_with_pairs(folders: dict[str, str]) -> None:
     import ray.data
 
@@ -183,6 +205,21 @@ def test_a_dataset_with_pairs(folders: dict[str, str]) -> None:
     assert [row["a"] for row in found if row["c"] is not None] == rows(expected)
 
 
+def test_a_dataset_of_choices_in_pandas(folders: dict[str, str]) -> None:
+    import pandas as pd
+    import ray.data
+
+    frame = pd.DataFrame({"q": ["a", "b", "c"], "c": [["x", "y"], [], []]}, dtype=object)
+    heads = {"best": (folders["ranker"], "multiple-choice")}
+    dataset = raybert.data.apply(ray.data.from_pandas(frame.head(2)), heads, text_column="q", pair_column="c")
+    found = {row["q"]: row["best_label"] for row in dataset.take_all()}
+    assert found["a"] in ("x", "y")
+    assert found["b"] is None
+    numbers = ray.data.from_items([{"q": "a", "c": 3}])
+    with pytest.raises(InputError, match="column 'c' of the dataset holds int64, not texts or lists of texts"):
+        raybert.data.apply(numbers, heads, text_column="q", pair_column="c")
+
+
 def test_heads_and_columns_that_do_not_fit(folders: dict[str, str], tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", [{"text": "a", "b": "c", "l": ["x", "y"]}])
     cases: list[tuple[Mapping[str, Any], dict[str, Any], str]] = [
@@ -194,6 +231,7 @@ def test_heads_and_columns_that_do_not_fit(folders: dict[str, str], tmp_path: Pa
         ({"s": (folders["ranker"], "multiple-choice")}, {"pair_column": "b"}, "the pair column holds texts"),
         ({"s": (folders["ranker"], "rerank")}, {"pair_column": "l"}, "the pair column holds lists of texts"),
         ({"v": (folders["words"], "embed")}, {"pair_column": "b"}, "no head takes pairs; leave it out"),
+        ({"t": (folders["other"], "classify", {"windows": "slide"})}, {"pair_column": "b"}, "a pair has one window"),
     ]
     for heads, options, message in cases:
         with pytest.raises(SettingsError, match=message):

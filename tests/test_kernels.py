@@ -84,7 +84,7 @@ def test_cuda_in_full_precision_runs_groups() -> None:
 
 @pytest.mark.parametrize(("head_width", "attention"), [(8, "varlen"), (256, "varlen"), (12, "groups"), (264, "groups")])
 def test_varlen_takes_heads_of_certain_widths(head_width: int, attention: str) -> None:
-    assert choose_kernels(CUDA, torch.bfloat16, head_width=head_width).attention == attention
+    assert choose_kernels(CUDA, torch.bfloat16, head_widths=[64, head_width]).attention == attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

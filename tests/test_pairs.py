@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import raybert
-from raybert.errors import RowError
+from raybert.errors import RowError, SettingsError
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
 
@@ -74,6 +74,22 @@ def test_what_is_no_prompt_with_choices(choices: Path, item: object) -> None:
     ours = raybert.load(choices, "multiple-choice")
     with pytest.raises(RowError, match=r"^row 1: "):
         ours([("fine", ["one", "two"]), item])
+
+
+@pytest.mark.parametrize("task", ["next-sentence", "qa", "rerank", "multiple-choice"])
+def test_lengths_that_hold_no_pair_are_refused_at_once(tmp_path: Path, task: str) -> None:
+    heads = ("next-sentence", "qa", "classifier")
+    folder = write_tiny_checkpoint(tmp_path, heads=heads, config={"num_labels": 1})
+    with pytest.raises(SettingsError, match="max_length: 3 leaves no room beside 3 special tokens; give 4 or more"):
+        raybert.load(folder, task, max_length=3)
+    assert raybert.load(folder, task, max_length=5) is not None
+
+
+@pytest.mark.parametrize("option", ["top_k", "max_answer_len", "max_question_len"])
+def test_zero_is_no_default(tmp_path: Path, option: str) -> None:
+    folder = write_tiny_checkpoint(tmp_path, heads=("qa",))
+    with pytest.raises(SettingsError, match=f"qa: {option} 0: takes a whole number from 1"):
+        raybert.load(folder, "qa", **{option: 0})
 
 
 @pytest.mark.parametrize("task", ["next-sentence", "qa"])

@@ -79,5 +79,5 @@ def test_what_cannot_be_meant(tmp_path: Path) -> None:
         raybert.load(odd, "rerank")
     assert json.loads((odd / "config.json").read_text())["num_labels"] == 1
     assert raybert.load(odd, "rerank", activation="sigmoid")("a", ["b"])[0].index == 0
-    with pytest.raises(SettingsError, match="rerank: windows 'slide': a pair has one window"):
+    with pytest.raises(SettingsError, match="rerank: windows: 'slide' is none of truncate"):
         raybert.load(folder, "rerank", windows="slide")

@@ -16,7 +16,7 @@ from typing import Any
 from raybert.checkpoint.config import BertConfig
 from raybert.checkpoint.entry import TensorEntry, stream_bytes
 from raybert.checkpoint.folder import Checkpoint
-from raybert.checkpoint.names import canonical_names, is_trunk, lacks_heads
+from raybert.checkpoint.names import HEADS, TIED, canonical_names, is_trunk, lacks_heads
 from raybert.checkpoint.sentence import Dense
 from raybert.checkpoint.weights import find_weights, index
 from raybert.errors import CheckpointError
@@ -65,6 +65,30 @@ def head_digest(checkpoint: Checkpoint, names: Iterable[str]) -> str:
         told = lacks_heads(missing, present) or f"the weights lack {missing[0]!r}"
         raise CheckpointError(f"{checkpoint.path}: {told}; name another checkpoint")
     return _tensors_digest("head", {}, {name: present[name] for name in wanted})
+
+
+def word_head_digest(checkpoint: Checkpoint) -> str:
+    """sha256 (hex) of the masked-word head's tensors, copies of tied ones left out.
+
+    A decoder that equals the word embeddings, or is absent, adds nothing to the trunk; another one counts.
+
+    Raises:
+        CheckpointError: the checkpoint lacks the head, or a weight file is damaged.
+    """
+    present = _canonical_entries(checkpoint)
+    names = [name for name in HEADS["masked-lm"] if name not in TIED]
+    for copy, source in TIED.items():
+        if copy in present and source in present and not _same_numbers(present[copy], present[source]):
+            names.append(copy)
+        elif copy in present and source in names and source not in present:
+            names[names.index(source)] = copy
+    return head_digest(checkpoint, names)
+
+
+def _same_numbers(one: TensorEntry, other: TensorEntry) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(mine == theirs for mine, theirs in zip(stream_bytes(one), stream_bytes(other), strict=True))
 
 
 def module_digest(dense: Dense) -> str:

@@ -18,7 +18,8 @@ _UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "kib": 2**10, "m": 10**6, "mb"
 _UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\Z", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?\Z")
-_TEXTS = frozenset({"prompt", "prompt_name", "pooling"})  # options that are texts, also where they look like numbers
+# Options that are texts, also where they look like numbers.
+_TEXTS = frozenset({"ignore_labels", "pooling", "prompt", "prompt_name", "targets"})
 _OPTION = re.compile(r"(?:(?P<head>[A-Za-z_]\w*)\.)?(?P<key>[A-Za-z][\w-]*)=(?P<value>.*)\Z", re.DOTALL)
 
 
@@ -66,13 +67,11 @@ def columns(text: str | None) -> tuple[str, ...] | str | None:
 
 
 def option_value(text: str) -> Any:
-    """A JSON number, true, false, null or list of texts; anything else is a string as it stands."""
+    """A JSON number, true, false or null; anything else is a string as it stands."""
     try:
         value = json.loads(text)
     except ValueError:
         return text
-    if isinstance(value, list) and all(isinstance(each, str) for each in value):
-        return value
     return text if isinstance(value, dict | list | str) else value
 
 
@@ -152,21 +151,50 @@ def head_specs(
             raise SettingsError(f"option {name}.…: no head is called {name!r}{nearest(name, names)}")
     if len(specs) > 1:
         known_options(", ".join(names), common, {key for spec in specs for key in TASKS[spec.task].OPTIONS})
+    shared = _shared(specs, common, own)
     return tuple(
         HeadSpec(
             name=spec.name,
             task=spec.task,
             model=spec.model,
             revision=revision,
-            options=(_meant(common, TASKS[spec.task]) if len(specs) > 1 else common) | own.get(spec.name, {}),
+            options=shared[spec.name] | own.get(spec.name, {}),
         )
         for spec in specs
     )
 
 
-def _meant(common: Mapping[str, Any], task: type[TextTask]) -> dict[str, Any]:
-    """Those of the options for all of several heads that this one has; ``aggregation`` goes by its value too."""
-    known = {key: value for key, value in common.items() if key in task.OPTIONS}
-    if known.get("aggregation") not in (None, *task.AGGREGATIONS):
-        del known["aggregation"]
-    return known
+def _shared(
+    specs: Sequence[HeadSpec], common: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Which options for all heads each one takes: those that it can use. One that no head can use goes to all.
+
+    A head says itself what is wrong with an option.
+    """
+    if len(specs) == 1:
+        return {specs[0].name: dict(common)}
+    taken: dict[str, dict[str, Any]] = {spec.name: {} for spec in specs}
+    for key, value in common.items():
+        having = [spec for spec in specs if key in _task(spec).OPTIONS]
+        using = [spec for spec in having if _can_use(_task(spec), key, value, {**common, **own.get(spec.name, {})})]
+        for spec in using or having:
+            taken[spec.name][key] = value
+    return taken
+
+
+def _task(spec: HeadSpec) -> type[TextTask]:
+    from raybert.tasks import TASKS
+
+    return TASKS[spec.task]
+
+
+def _can_use(task: type[TextTask], key: str, value: Any, options: Mapping[str, Any]) -> bool:
+    """Whether an option for several heads means something to this task."""
+    usual = "slide" if task.slides else "truncate"
+    asked = str(options.get("windows", usual))
+    slides = (asked if asked in task.WINDOWS else usual) == "slide"
+    if key == "windows":
+        return str(value) in task.WINDOWS
+    if key == "aggregation":
+        return value in task.AGGREGATIONS and (slides or task.aggregates_tokens)
+    return slides if key == "stride" else True

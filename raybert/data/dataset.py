@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from raybert.cluster import ENCODE_CPUS, WRITE_CPUS, alive_nodes, call_on_worker, limit_worker_threads, share_out
 from raybert.config import HeadSpec, heads_from, one_of
+from raybert.data.arrowtypes import LISTS, pair_type, plain_type
 from raybert.data.cells import from_row, to_row
-from raybert.data.heads import VECTOR_TYPES, check_pairs, head_fields, unique_names
+from raybert.data.heads import VECTOR_TYPES, check_pairs, head_fields
 from raybert.data.stages import ModelStage, encoded_tables, head_columns, load_check
 from raybert.errors import InputError, SettingsError
+from raybert.tasks import TASKS
 from raybert.tasks.program import open_program
 
 _BATCH_ROWS = 4096
@@ -61,7 +63,6 @@ def apply(
 
     one_of("vector_type", vector_type, VECTOR_TYPES)
     specs = heads_from(heads)
-    unique_names(specs)
     pairs = pair_column is not None
     _check_columns(dataset, specs, text_column, pair_column, vector_type)
     shares = share_out(
@@ -117,7 +118,7 @@ def _check_columns(
     if pair_column is not None:
         one_of("pair_column", pair_column, schema.names)
     kinds = dict(zip(schema.names, schema.types, strict=True))
-    check_pairs(specs, None if pair_column is None else kinds[pair_column])
+    check_pairs(specs, None if pair_column is None else _second_type(pair_column, kinds[pair_column], specs))
     program = open_program(specs, pairs=pair_column is not None)
     taken = dict.fromkeys(schema.names, "the dataset")
     for spec in specs:
@@ -129,6 +130,20 @@ def _check_columns(
             taken[field.name] = f"head {spec.name!r}"
 
 
+def _takes_choices(specs: Sequence[HeadSpec]) -> bool:
+    return any(TASKS[spec.task].takes == "choices" for spec in specs)
+
+
+def _second_type(name: str, kind: Any, specs: Sequence[HeadSpec]) -> pa.DataType:
+    """The type of the second column; of pandas' objects, which may be anything, what the heads take."""
+    if not isinstance(kind, pa.DataType):
+        return LISTS if _takes_choices(specs) else pa.large_string()
+    found = pair_type(plain_type(kind))
+    if found is None:
+        raise InputError(f"column {name!r} of the dataset holds {kind}, not texts or lists of texts; name another one")
+    return found
+
+
 def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str, pair_column: str | None) -> pa.Table:
     """Rows -> one row with their windows; ``good`` says which rows have any."""
     from raybert.text.tokenizer import problem
@@ -137,7 +152,8 @@ def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str, pair_c
     texts, seconds = _texts(block, text_column, pair_column)
     good = [row for row, text in enumerate(texts) if problem(text) is None]
     if seconds is not None:
-        good = [row for row in good if _is_second(seconds[row])]
+        lists = _takes_choices(specs)
+        good = [row for row in good if _is_second(seconds[row], lists=lists)]
     tables = {"block": block, "good": pa.table({"row": pa.array(good, pa.int64())})}
     program = open_program(specs, pairs=pair_column is not None)
     return to_row({}, tables | encoded_tables(program, *_chosen(texts, seconds, good)))
@@ -153,12 +169,12 @@ def _chosen(
     return [texts[row] for row in rows], None if seconds is None else [seconds[row] for row in rows]
 
 
-def _is_second(value: Any) -> bool:
+def _is_second(value: Any, *, lists: bool) -> bool:
     """Whether a value can stand beside a text: a text itself, or a list of one or more."""
     from raybert.text.tokenizer import problem
 
-    if isinstance(value, list):
-        return bool(value) and all(problem(text) is None for text in value)
+    if lists:
+        return isinstance(value, list) and bool(value) and all(problem(text) is None for text in value)
     return problem(value) is None
 
 

@@ -48,16 +48,10 @@ def head_fields(task: Task, name: str, vector_type: str) -> list[pa.Field]:
     return [*task.columns(name, vector_type), *counts]
 
 
-def unique_names(specs: Sequence[HeadSpec]) -> None:
-    """Refuse two heads of one name.
-
-    Raises:
-        SettingsError: naming it.
-    """
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise SettingsError(f"head {name!r}: named twice; write NAME:TASK=MODEL with another NAME")
+def in_order(specs: Sequence[HeadSpec], names: Sequence[str]) -> tuple[HeadSpec, ...]:
+    """The heads in an earlier run's order, which its columns have; others, which it refuses, stay behind."""
+    place = {name: number for number, name in enumerate(names)}
+    return tuple(sorted(specs, key=lambda spec: place.get(spec.name, len(place))))
 
 
 def output_schema(specs: Sequence[HeadSpec], program: Program, columns: InputSchema, vector_type: str) -> pa.Schema:

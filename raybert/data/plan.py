@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybert.config import DEVICES, DTYPES, HeadSpec, one_of
+from raybert.config import DEVICES, DTYPES, HeadSpec, one_of, unique_names
 from raybert.data import manifest as manifests
 from raybert.data.estimate import estimate_rows
 from raybert.data.files import Inputs, list_inputs
-from raybert.data.heads import VECTOR_TYPES, check_pairs, output_schema, unique_names
+from raybert.data.heads import VECTOR_TYPES, check_pairs, in_order, output_schema
 from raybert.data.limit import limit_tasks, within_limit
 from raybert.data.manifest import FilesDiff, Manifest
 from raybert.data.parquet import Footer, read_footers
@@ -164,6 +164,8 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
         _compare_settings(manifest, options, inputs)
     footers, columns, settings = _settle_settings(options, inputs, manifest)
     unique_names(specs)
+    if manifest is not None:
+        specs = in_order(specs, [head["name"] for head in manifest.heads])
     check_pairs(specs, columns.pair_type if settings["pair_column"] else None)
     program = open_program(specs, pairs=settings["pair_column"] is not None)
     if manifest is None:  # else their digests are those that ran before

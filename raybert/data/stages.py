@@ -104,9 +104,12 @@ def encode_stage(row: pa.Table, job: Job) -> pa.Table:
     note, tables = from_row(row)
     if "error" in note:
         return row
-    program = open_program(job.heads, pairs=job.pairs)
     rows = tables["rows"]
-    tables |= encoded_tables(program, *row_texts(rows))
+    try:
+        program = open_program(job.heads, pairs=job.pairs)
+        tables |= encoded_tables(program, *row_texts(rows))
+    except RaybertError as error:
+        return error_row(note, error)
     if not any(task.needs_texts for task in program.tasks.values()):
         tables["rows"] = rows.drop_columns([name for name in (TEXT, PAIR) if name in rows.column_names])
     return to_row(note, tables)
@@ -131,7 +134,10 @@ def encoded_tables(program: Program, texts: Sequence[str], seconds: Sequence[Any
 
 
 class ModelStage:
-    """A model actor: loads its trunks once, then turns windows into arrays. It sees integers, never texts."""
+    """A model actor: loads its trunks once, then turns windows into arrays. It reads integers.
+
+    Texts that a head decodes from pass it by in the same cell, unread.
+    """
 
     def __init__(
         self,
@@ -288,7 +294,7 @@ def load_check(heads: Sequence[HeadSpec], device: str, dtype: str, budget: int |
     widths = [
         t.checkpoint.config.hidden_size // t.checkpoint.config.num_attention_heads for t in program.tasks.values()
     ]
-    settings = choose_settings(device=device, dtype=dtype, budget=budget, head_width=max(widths))
+    settings = choose_settings(device=device, dtype=dtype, budget=budget, head_widths=widths)
     for names in program.trunks:
         Trunk({name: program.tasks[name] for name in names}, settings).close()
     return settings.as_dict()

@@ -7,6 +7,7 @@ two choices give answers that differ in the last bits.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -102,7 +103,7 @@ def make_linear(kind: str, *modules: nn.Linear, dtype: torch.dtype, device: torc
     return OneDnnLinear(weight, bias) if kind == "onednn" else TorchLinear(weight, bias)
 
 
-def choose_kernels(device: torch.device, dtype: torch.dtype, *, head_width: int = 64) -> Kernels:
+def choose_kernels(device: torch.device, dtype: torch.dtype, *, head_widths: Collection[int] = (64,)) -> Kernels:
     """Probe this machine once.
 
     oneDNN's prepacked linears are private operators: they must exist, agree with `F.linear`, and not be much
@@ -112,7 +113,7 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, *, head_width: int 
     """
     if device.type == "cuda":
         half = dtype in (torch.float16, torch.bfloat16)
-        return Kernels(linear="torch", attention="varlen" if half and _has_varlen(head_width) else "groups")
+        return Kernels(linear="torch", attention="varlen" if half and all(map(_has_varlen, head_widths)) else "groups")
     fits = dtype in (torch.float32, torch.bfloat16) and _onednn_agrees(dtype)
     use = fits and _slowdown(dtype) <= 1.5
     return Kernels(linear="onednn" if use else "torch", attention="groups")

@@ -1,6 +1,6 @@
 """Heads on every token over packed hidden states: labels of tokens, ends of answers, words."""
 
-# T tokens, K labels, V words, D width, M masks, N sequences
+# T tokens, K labels, V words, D width, M masks, N sequences, B those of one piece, S their length
 
 from __future__ import annotations
 
@@ -50,29 +50,44 @@ class WordHead(nn.Module):
         super().__init__()
         self.cls = cls
 
-    def probabilities(self, hidden_MD: Tensor) -> Tensor:
-        """Of every word: [M, V]."""
-        logits_MV: Tensor = self.cls(hidden_MD.float())
-        return logits_MV.softmax(-1)
+    def best(self, hidden_MD: Tensor, most: int, chosen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The most probable words of each token, best first: ids and probabilities [M, most].
 
-    def word_weights(self, hidden_TD: Tensor, layout: Layout, *, strategy: str, log_twice: bool) -> Tensor:
-        """How strongly each sequence speaks of each word: max or sum over its tokens of log(1 + relu(logit)), [N, V].
+        Args:
+            hidden_MD: hidden states.
+            most: how many words.
+            chosen: ids of the only words that are looked at; None: all.
+        """
+        ids, scores = [], []
+        for states in torch.split(hidden_MD.float(), _WORDS_AT_ONCE):
+            scores_MV: Tensor = self.cls(states).softmax(-1)
+            found = (scores_MV if chosen is None else scores_MV[:, chosen]).topk(most, dim=-1)
+            ids.append(found.indices if chosen is None else chosen[found.indices])
+            scores.append(found.values)
+        return torch.cat(ids), torch.cat(scores)
+
+    def words(self, hidden_TD: Tensor, layout: Layout, *, strategy: str, log_twice: bool) -> tuple[Tensor, Tensor]:
+        """The words that each sequence speaks of, by max or sum over its tokens of log(1 + relu(logit)).
 
         Formal et al. 2021, SPLADE and SPLADE v2; with ``log_twice`` log(1 + that), Shen et al. 2025.
-        """
-        rows = []
-        for states_SD in torch.split(hidden_TD.float(), layout.lengths.tolist()):
-            pieces = [self._said(piece, log_twice=log_twice) for piece in torch.split(states_SD, _WORDS_AT_ONCE)]
-            if strategy == "max":
-                rows.append(torch.stack([piece.amax(0) for piece in pieces]).amax(0))
-            else:
-                rows.append(torch.stack([piece.sum(0) for piece in pieces]).sum(0))
-        return torch.stack(rows)
 
-    def _said(self, states_SD: Tensor, *, log_twice: bool) -> Tensor:
-        logits_SV: Tensor = self.cls(states_SD)
-        said_SV = logits_SV.relu_().log1p_()
-        return said_SV.log1p_() if log_twice else said_SV
+        Returns:
+            (id, weight) of the words with a weight above 0, [R, 2], ids ascending in each sequence; and how many
+            words each sequence has, [N]. An id is exact as a float32: it is far below 2^24.
+        """
+        pairs, counts = [], []
+        for group in layout.groups:
+            x_BSD = hidden_TD[group.tokens].view(group.count, group.length, -1).float()
+            for states_BSD in torch.split(x_BSD, max(1, _WORDS_AT_ONCE // group.length)):
+                said_BSV = self.cls(states_BSD).relu_().log1p_()
+                if log_twice:
+                    said_BSV.log1p_()
+                weights_BV = said_BSV.amax(1) if strategy == "max" else said_BSV.sum(1)
+                above_BV = weights_BV > 0
+                ids = above_BV.nonzero()[:, 1]
+                pairs.append(torch.stack([ids.float(), weights_BV[above_BV]], dim=1))
+                counts.append(above_BV.sum(1))
+        return torch.cat(pairs), torch.cat(counts)
 
 
 def load_word_head(checkpoint: Checkpoint) -> WordHead:

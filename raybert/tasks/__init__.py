@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the batch driver asks tasks for columns and fingerprints wi
     from raybert.model.packed import TokenBatch
     from raybert.tasks.arrays import Arrays
     from raybert.text.encoding import Windows
+    from raybert.text.taken import Taken
     from raybert.text.tokenizer import Tokenizer
 
 __all__ = ["TASKS", "Task", "make_task"]
@@ -82,8 +83,16 @@ class Task(Protocol):
         """The task's items of texts and of what stands beside them."""
         ...
 
-    def encode(self, items: Sequence[Any], *, offsets: bool = False) -> Windows:
+    def encode(self, items: Sequence[Any], *, pairs: bool = False, offsets: bool = False) -> Windows:
         """Token ids of the items; on the CPU, no weights needed."""
+        ...
+
+    def take(self, texts: Sequence[str], *, offsets: bool, whole: bool) -> Taken:
+        """The pieces of texts."""
+        ...
+
+    def cut(self, taken: Taken) -> Windows:
+        """The task's windows of these pieces."""
         ...
 
     def module(self) -> nn.Module:

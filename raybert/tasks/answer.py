@@ -89,8 +89,10 @@ class Qa(TextTask):
         self.align_to_words = self.truth("align_to_words", options.get("align_to_words", True))
         self.may_be_impossible = self.truth("handle_impossible_answer", options.get("handle_impossible_answer", False))
         numbers = {"max_answer_len": 15, "max_question_len": 64, "top_k": 1}
-        found = {key: self.whole_number(key, options.get(key) or default, 1, 10**6) for key, default in numbers.items()}
-        self.max_answer_len, self.max_question_len, self.top_k = found.values()
+        asked = {key: default if options.get(key) is None else options[key] for key, default in numbers.items()}
+        self.max_answer_len, self.max_question_len, self.top_k = (
+            self.whole_number(key, value, 1, 10**6) for key, value in asked.items()
+        )
 
     def default_stride(self) -> int:
         """Half a window, at most 128."""
@@ -118,7 +120,7 @@ class Qa(TextTask):
         """The layer that finds both ends."""
         return [head_digest(self.checkpoint, HEADS["qa"])]
 
-    def encode(self, items: Sequence[Any], *, offsets: bool = False) -> Windows:
+    def encode(self, items: Sequence[Any], *, pairs: bool = True, offsets: bool = True) -> Windows:
         """Windows over the contexts, the question in each."""
         if self.windows == "truncate":
             return self._tokenizer.encode_pairs(items, offsets=True)

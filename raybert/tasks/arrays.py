@@ -27,7 +27,7 @@ class Arrays:
         return np.split(self.values, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
 
 
-def per_item(windows: Windows, values: np.ndarray, how: str | None) -> np.ndarray:
+def per_item(windows: Windows, values: np.ndarray, how: str | None, *, left_out: int = 0) -> np.ndarray:
     """One row an item of one row a window.
 
     Args:
@@ -35,6 +35,7 @@ def per_item(windows: Windows, values: np.ndarray, how: str | None) -> np.ndarra
         values: float32 [W, V].
         how: "mean" weighs each window by its tokens, so that for mean pooling without overlap the mean of all
             tokens comes out; "max" takes the greatest of each number; None where every item has one window.
+        left_out: leading tokens of each window that have no part in its row, and no weight.
 
     Returns:
         float32 [N, V].
@@ -45,6 +46,6 @@ def per_item(windows: Windows, values: np.ndarray, how: str | None) -> np.ndarra
     if how == "max":
         return np.maximum.reduceat(values, begins, axis=0)
     assert how == "mean"
-    weights = windows.lengths.astype(np.float64)
+    weights = np.maximum(windows.lengths.astype(np.float64) - left_out, 1)
     sums = np.add.reduceat(values * weights[:, None], begins, axis=0)
     return (sums / np.add.reduceat(weights, begins)[:, None]).astype(np.float32)

@@ -14,6 +14,7 @@ from raybert.checkpoint.folder import Checkpoint
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
 from raybert.text.encoding import Windows
+from raybert.text.taken import Taken
 from raybert.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 Reduced: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None]"
 """Float32 [R, V] and how many rows each of the batch's N sequences has, int [N]; None: one each."""
-
-_WINDOWS = ("truncate", "slide")
 
 
 class TextTask(ABC):
@@ -43,8 +42,10 @@ class TextTask(ABC):
         needs_texts: whether `decode` and `arrow` look at the items.
         needs_offsets: whether they look at the tokens' places in the texts.
         slides: whether longer texts get several windows unless told otherwise.
+        WINDOWS: values of its option ``windows``.
         OPTIONS: names of its options.
         AGGREGATIONS: values of its option ``aggregation``.
+        aggregates_tokens: whether that says how tokens become an answer, and not windows.
         checkpoint: the opened checkpoint.
         prompt: text put before every text.
         lower_case: whether texts are lower-cased before the tokenizer.
@@ -63,8 +64,10 @@ class TextTask(ABC):
     needs_texts = False
     needs_offsets = False
     slides = False
+    WINDOWS: ClassVar[tuple[str, ...]] = ("truncate", "slide")
     OPTIONS: ClassVar[tuple[str, ...]]
     AGGREGATIONS: ClassVar[tuple[str, ...]] = ("mean", "max")
+    aggregates_tokens = False
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any], *, prompt: str = "") -> None:
         known_options(self.name, options, self.OPTIONS)
@@ -75,10 +78,8 @@ class TextTask(ABC):
         if options.get("max_length") is not None:
             highest = checkpoint.config.max_position_embeddings
             self.max_length = self.whole_number("max_length", options["max_length"], 3, highest)
-        asked = options.get("windows") or ("slide" if self.slides else "truncate")
-        self.windows = one_of(f"{self.name}: windows", str(asked), _WINDOWS)
-        if self.takes in ("pair", "choices") and not self.slides:
-            self._refuse_sliding_pairs()
+        usual = "slide" if self.slides else "truncate"
+        self.windows = one_of(f"{self.name}: windows", named(options, "windows", usual), self.WINDOWS)
         self.stride = self._stride(options.get("stride"))
         self.aggregation = self._aggregation(options.get("aggregation"))
 
@@ -190,6 +191,10 @@ class TextTask(ABC):
     def _tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer.from_files(self.checkpoint.path, max_length=self.max_length, lower_case=self.lower_case)
         tokenizer.check_vocab_size(self.checkpoint.config.vocab_size)
+        if self.takes in ("pair", "choices"):
+            _ = tokenizer.pair_room
+        elif self.windows == "slide":
+            self.cut(tokenizer.take([], prompt=self.prompt, whole=True), tokenizer)
         return tokenizer
 
     def items(self, texts: Sequence[str], seconds: Sequence[Any] | None) -> Sequence[Any]:
@@ -198,23 +203,31 @@ class TextTask(ABC):
             return texts
         return list(zip(texts, seconds, strict=True))
 
-    def encode(self, items: Sequence[Any], *, offsets: bool = False) -> Windows:
-        """Windows of the items; the prompt before each text."""
-        slide = self.windows == "slide"
-        if self.takes != "text" and any(isinstance(item, tuple | list) for item in items):
-            self._refuse_sliding_pairs()
-            return self._tokenizer.encode_pairs(items, offsets=offsets)
-        return self._tokenizer.encode(
-            items,
-            prompt=self.prompt,
-            offsets=offsets,
-            windows="slide" if slide else "truncate",
-            stride=self.stride or 0,
-        )
+    def encode(self, items: Sequence[Any], *, pairs: bool = False, offsets: bool = False) -> Windows:
+        """Windows of the items.
 
-    def _refuse_sliding_pairs(self) -> None:
-        if self.windows == "slide":
-            raise SettingsError(f"{self.name}: windows 'slide': a pair has one window; leave it out")
+        Args:
+            items: what the task takes.
+            pairs: for a task that takes either: whether these are pairs.
+            offsets: also say where each token lies in its text.
+
+        Raises:
+            RowError: an item can't be encoded.
+        """
+        if self.takes == "pair" or (self.takes == "either" and pairs):
+            return self._tokenizer.encode_pairs(items, offsets=offsets)
+        return self.cut(self.take(items, offsets=offsets, whole=self.windows == "slide"))
+
+    def take(self, texts: Sequence[str], *, offsets: bool, whole: bool) -> Taken:
+        """The pieces of texts, the prompt before each; heads of one `text_key` share them."""
+        return self._tokenizer.take(texts, prompt=self.prompt, offsets=offsets, whole=whole)
+
+    def cut(self, taken: Taken, tokenizer: Tokenizer | None = None) -> Windows:
+        """The task's windows of these pieces."""
+        slide = self.windows == "slide"
+        return (tokenizer or self._tokenizer).windows(
+            taken, prompt=self.prompt, windows="slide" if slide else "truncate", stride=self.stride or 0
+        )
 
     @abstractmethod
     def module(self) -> nn.Module:
@@ -239,3 +252,8 @@ class TextTask(ABC):
     def join(self, pieces: Sequence[Any]) -> Any:
         """Answers of several calls, one after the other."""
         return [answer for piece in pieces for answer in piece]
+
+
+def named(options: Mapping[str, Any], key: str, default: str) -> str:
+    """The word that an option was given, else its default."""
+    return default if options.get(key) is None else str(options[key])

@@ -16,7 +16,7 @@ from raybert.checkpoint.names import HEADS, POOLER
 from raybert.config import one_of
 from raybert.errors import SettingsError
 from raybert.tasks.arrays import Arrays, per_item
-from raybert.tasks.base import Reduced, TextTask
+from raybert.tasks.base import Reduced, TextTask, named
 from raybert.text.encoding import Windows
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Classify(TextTask):
         stride: with sliding windows: tokens that neighbours share; 0.
         threshold: multi-label: the lowest score of a label that is given; 0.5.
         top_k: how many scores an answer holds; None: all. Columns always hold all.
-        windows: what happens to a longer text: truncate, or slide; a pair is always truncated.
+        windows: what happens to a longer text: truncate, or slide; of pairs, truncate.
     """
 
     name = "classify"
@@ -72,7 +72,7 @@ class Classify(TextTask):
         config = checkpoint.config
         self.labels = config.labels
         self.is_multi_label = config.problem_type == "multi_label_classification"
-        asked = one_of("classify: activation", str(options.get("activation") or "auto"), _ACTIVATIONS)
+        asked = one_of("classify: activation", named(options, "activation", "auto"), _ACTIVATIONS)
         self.activation = _activation(config) if asked == "auto" else asked
         top_k = options.get("top_k")
         self.top_k = None if top_k is None else self.whole_number("top_k", top_k, 1, len(self.labels))

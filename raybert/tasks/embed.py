@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -136,14 +137,18 @@ class Embed(TextTask):
         """Pooling and what follows it, Dense weights loaded."""
         from raybert.model.embed_head import build_embed_head
 
-        skip = 0
-        if self.prompt and not self.include_prompt:
-            skip = self._tokenizer.prompt_tokens(self.prompt)
-            if skip >= self.max_length - 1:
-                raise SettingsError(f"embed: the prompt's {skip} tokens leave no room in max_length {self.max_length}")
+        if self._skip and self._skip >= self.max_length - 1:
+            raise SettingsError(
+                f"embed: the prompt's {self._skip} tokens leave no room in max_length {self.max_length}"
+            )
         return build_embed_head(
-            self.pooling, self._after, skip=skip, normalize=self.normalize, dimensions=self.dimensions
+            self.pooling, self._after, skip=self._skip, normalize=self.normalize, dimensions=self.dimensions
         )
+
+    @cached_property
+    def _skip(self) -> int:
+        """Leading tokens of a window that pooling leaves out."""
+        return self._tokenizer.prompt_tokens(self.prompt) if self.prompt and not self.include_prompt else 0
 
     def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, batch: TokenBatch) -> Reduced:
         """Hidden states -> vectors [N, D] float32."""
@@ -151,8 +156,10 @@ class Embed(TextTask):
 
     def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> np.ndarray:
         """Vectors [N, D] float32."""
-        vectors = per_item(windows, arrays.values, self.aggregation)
-        if self.normalize and self.windows == "slide":
+        if self.windows != "slide":
+            return arrays.values
+        vectors = per_item(windows, arrays.values, self.aggregation, left_out=self._skip)
+        if self.normalize:
             # Of one window too: law 1 wants no answer to depend on what else is in the call.
             lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
             vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)

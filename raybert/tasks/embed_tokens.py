@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybert.checkpoint.digest import head_digest
+from raybert.checkpoint.digest import word_head_digest
 from raybert.checkpoint.folder import Checkpoint
-from raybert.checkpoint.names import HEADS, TIED
 from raybert.checkpoint.sentence import Splade
 from raybert.errors import SettingsError
 from raybert.tasks.arrays import Arrays
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
     from raybert.model.packed import TokenBatch
 
-WORDS = tuple(name for name in HEADS["masked-lm"] if name not in TIED)
-"""The language-model head's own tensors; its output matrix may be the trunk's word embeddings."""
-
 
 class _Unpooled(TextTask):
     """What both share: the checkpoint's prompts, and texts of one window.
@@ -36,6 +32,7 @@ class _Unpooled(TextTask):
     """
 
     name = "embed"
+    WINDOWS = ("truncate",)
     OPTIONS = Embed.OPTIONS
     output: str
 
@@ -44,8 +41,6 @@ class _Unpooled(TextTask):
         for option in ("aggregation", "dimensions", "normalize", "pooling"):
             if options.get(option) is not None:
                 raise SettingsError(f"embed: {option} {options[option]!r}: goes with output='pooled' only")
-        if options.get("windows") == "slide":
-            raise SettingsError(f"embed: windows 'slide': output {self.output!r} has one window a text")
         super().__init__(checkpoint, options, prompt=find_prompt(options, sentence or PLAIN))
 
     @property
@@ -130,7 +125,7 @@ class SparseEmbed(_Unpooled):
 
     def head_contents(self) -> list[str]:
         """The masked-word head."""
-        return [head_digest(self.checkpoint, WORDS)]
+        return [word_head_digest(self.checkpoint)]
 
     def module(self) -> nn.Module:
         """The masked-word head, loaded."""
@@ -139,21 +134,11 @@ class SparseEmbed(_Unpooled):
         return load_word_head(self.checkpoint)
 
     def reduce(self, hidden_TD: torch.Tensor, module: nn.Module, batch: TokenBatch) -> Reduced:
-        """Hidden states -> (id, weight) of each text's words with a weight above 0.
-
-        An id is exact as a float32: it is far below 2^24.
-        """
-        import torch
-
+        """Hidden states -> (id, weight) of each text's words with a weight above 0."""
         from raybert.model.token_head import WordHead
 
         assert isinstance(module, WordHead)
-        weights_NV = module.word_weights(
-            hidden_TD, batch.layout, strategy=self.splade.strategy, log_twice=self.splade.log_twice
-        )
-        above = weights_NV > 0
-        _, ids = above.nonzero(as_tuple=True)
-        return torch.stack([ids.float(), weights_NV[above]], dim=1), above.sum(1)
+        return module.words(hidden_TD, batch.layout, strategy=self.splade.strategy, log_twice=self.splade.log_twice)
 
     def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> list[SparseVector]:
         """A sparse vector a text."""

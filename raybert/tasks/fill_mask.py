@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raybert.checkpoint.digest import head_digest
+from raybert.checkpoint.digest import word_head_digest
 from raybert.checkpoint.folder import Checkpoint
 from raybert.errors import CheckpointError, SettingsError
 from raybert.tasks.arrays import Arrays
 from raybert.tasks.base import Reduced, TextTask
-from raybert.tasks.embed_tokens import WORDS
 from raybert.text.encoding import Windows
 
 if TYPE_CHECKING:
@@ -53,13 +52,11 @@ class FillMask(TextTask):
 
     name = "fill-mask"
     version = 1
-    needs_texts = False
+    WINDOWS = ("truncate",)
     OPTIONS = ("max_length", "targets", "top_k", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)
-        if self.windows == "slide":
-            raise SettingsError("fill-mask: windows 'slide': a text has one window; leave it out")
         self.targets = _targets(options.get("targets"))
         words = len(self.targets) if self.targets else checkpoint.config.vocab_size
         top_k = options.get("top_k")
@@ -73,7 +70,7 @@ class FillMask(TextTask):
 
     def head_contents(self) -> list[str]:
         """The masked-word head."""
-        return [head_digest(self.checkpoint, WORDS)]
+        return [word_head_digest(self.checkpoint)]
 
     def module(self) -> nn.Module:
         """The masked-word head, loaded."""
@@ -96,8 +93,9 @@ class FillMask(TextTask):
         """
         ids: list[int] = []
         for word in self.targets or ():
-            pieces = [self._tokenizer.vocabulary[word]] if word in self._tokenizer.vocabulary else None
-            pieces = pieces or self._tokenizer.encode([word]).ids[1:-1].tolist()
+            pieces = self._tokenizer.take([word], whole=True).ids.tolist()
+            if word in self._tokenizer.vocabulary:
+                pieces = [self._tokenizer.vocabulary[word]]
             if len(pieces) != 1:
                 split = " ".join(self._tokenizer.pieces[piece] for piece in pieces)
                 raise SettingsError(f"fill-mask: target {word!r}: {len(pieces)} tokens ({split}); name single tokens")
@@ -118,14 +116,13 @@ class FillMask(TextTask):
         sequence_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         counts = torch.bincount(sequence_T[masks.cpu()], minlength=len(lengths))
         assert isinstance(module, WordHead)
-        probabilities_MV = module.probabilities(hidden_TD[masks])
         chosen = self._target_ids
-        if chosen is not None:
-            probabilities_MV = probabilities_MV[:, chosen]
-        best, ids = probabilities_MV.topk(min(self.top_k, probabilities_MV.shape[1]), dim=-1)
-        if chosen is not None:
-            ids = torch.tensor(chosen, device=ids.device)[ids]
-        return torch.cat([ids.float(), best], dim=1), counts
+        ids, scores = module.best(
+            hidden_TD[masks],
+            min(self.top_k, self.checkpoint.config.vocab_size if chosen is None else len(chosen)),
+            None if chosen is None else torch.tensor(chosen, device=hidden_TD.device),
+        )
+        return torch.cat([ids.float(), scores], dim=1), counts
 
     def decode(self, items: Sequence[Any], windows: Windows, arrays: Arrays) -> list[list[list[Fill]]]:
         """For each text, for each of its masks, words, best first."""

@@ -88,6 +88,7 @@ class Ner(TextTask):
     needs_texts = True
     needs_offsets = True
     slides = True
+    aggregates_tokens = True
     AGGREGATIONS = ("none", "simple", "first", "average", "max")
     OPTIONS = ("aggregation", "ignore_labels", "max_length", "stride", "windows")
 
@@ -95,8 +96,9 @@ class Ner(TextTask):
         super().__init__(checkpoint, options)
         self.labels = checkpoint.config.labels
         ignored = options.get("ignore_labels")
-        self.ignore_labels = ("O",) if ignored is None else _labels(ignored)
         self._tags = Tags(self.labels)
+        known = self.labels if self.aggregation == "none" else self._tags.types
+        self.ignore_labels = ("O",) if ignored is None else _labels(ignored, known)
         # Only the mean over a word needs all scores; else a token's best label and its score say everything.
         self.width = len(self.labels) if self.aggregation == "average" else 2
 
@@ -105,7 +107,7 @@ class Ner(TextTask):
         return min(self.max_length // 4, self.max_length - 3)
 
     def _aggregation(self, asked: Any) -> str:
-        return one_of("ner: aggregation", str(asked or "simple"), self.AGGREGATIONS)
+        return one_of("ner: aggregation", "simple" if asked is None else str(asked), self.AGGREGATIONS)
 
     @property
     def own_options(self) -> dict[str, Any]:
@@ -261,8 +263,8 @@ def struct_lists(answers: Sequence[Sequence[Any]], kind: pa.DataType) -> pa.Arra
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-def _labels(value: Any) -> tuple[str, ...]:
+def _labels(value: Any, known: Sequence[str]) -> tuple[str, ...]:
     given = value.split(",") if isinstance(value, str) else value
     if not isinstance(given, list | tuple) or not all(isinstance(label, str) for label in given):
         raise SettingsError(f"ner: ignore_labels {value!r}: takes a list of labels")
-    return tuple(label for label in given if label)
+    return tuple(one_of("ner: ignore_labels", label, list(dict.fromkeys(["O", *known]))) for label in given if label)

@@ -42,6 +42,7 @@ class NextSentence(TextTask):
     reads = "first"
     one_row = True
     width = 2
+    WINDOWS = ("truncate",)
     OPTIONS = ("max_length", "windows")
 
     @property
@@ -91,6 +92,7 @@ class MultipleChoice(TextTask):
     one_row = True
     needs_texts = True
     width = 1
+    WINDOWS = ("truncate",)
     OPTIONS = ("max_length", "windows")
 
     @property
@@ -102,7 +104,7 @@ class MultipleChoice(TextTask):
         """Pooler and the layer that scores a choice."""
         return [head_digest(self.checkpoint, (*POOLER, *HEADS["classifier"]))]
 
-    def encode(self, items: Sequence[Any], *, offsets: bool = False) -> Windows:
+    def encode(self, items: Sequence[Any], *, pairs: bool = True, offsets: bool = False) -> Windows:
         """A window for each choice, in their order.
 
         Raises:
@@ -111,8 +113,8 @@ class MultipleChoice(TextTask):
         for row, item in enumerate(items):
             _check_choices(row, item)
         counts = [len(choices) for _, choices in items]
-        pairs = [(prompt, choice) for prompt, choices in items for choice in choices]
-        windows = self._tokenizer.encode_pairs(pairs, offsets=offsets)
+        flat = [(prompt, choice) for prompt, choices in items for choice in choices]
+        windows = self._tokenizer.encode_pairs(flat, offsets=offsets)
         item_of_pair = np.repeat(np.arange(len(items), dtype=np.int32), counts)
         cut_pairs = np.bincount(item_of_pair, weights=windows.truncated, minlength=len(items))
         tokens = np.bincount(item_of_pair, weights=windows.tokens, minlength=len(items))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from raybert.checkpoint.digest import trunk_digest
 from raybert.config import HeadSpec
+from raybert.errors import SettingsError
 from raybert.tasks import Task, make_task
-from raybert.text.encoding import Int32s, Sequences, Windows, ranges
+from raybert.text.encoding import Int32s, Sequences, Windows
 from raybert.text.sharing import share_windows
+from raybert.text.taken import Taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,10 @@ class Program:
         return sorted({self.encoding_of(name) for name in self.trunks[trunk]})
 
     def encode(self, texts: Sequence[str], seconds: Sequence[Any] | None = None) -> list[Windows]:
-        """The windows of each encoding. Texts are tokenized once where tokenizer, prompt and length are the same.
+        """The windows of each encoding.
+
+        Texts are tokenized once where tokenizer, prompt and length are the same, however they are cut; pairs once
+        for each way of cutting.
 
         Args:
             texts: of N items.
@@ -51,33 +54,23 @@ class Program:
             RowError: an item can't be encoded.
         """
         assert self.pairs == (seconds is not None)
-        found: dict[int, Windows] = {}
-        donors = [self._donor(names[0]) for names in self.encodings]
-        for number, names in enumerate(self.encodings):
-            if donors[number] is None:
-                task = self.tasks[names[0]]
-                found[number] = task.encode(task.items(texts, seconds), offsets=self._offsets(task))
-        for number, donor in enumerate(donors):
-            if donor is not None:
-                found[number] = first_windows(found[donor], self.tasks[self.encodings[number][0]].max_length)
-        return [found[number] for number in range(len(self.encodings))]
+        taken: dict[str, Taken] = {}
+        found = []
+        for first, *_ in self.encodings:
+            task = self.tasks[first]
+            near = [other for other in self.tasks.values() if other.text_key == task.text_key]
+            offsets = any(other.needs_offsets for other in near)
+            if self._is_text(task):
+                if task.text_key not in taken:
+                    whole = any(other.windows == "slide" and self._is_text(other) for other in near)
+                    taken[task.text_key] = task.take(texts, offsets=offsets, whole=whole)
+                found.append(task.cut(taken[task.text_key]))
+            else:
+                found.append(task.encode(task.items(texts, seconds), pairs=True, offsets=offsets))
+        return found
 
     def _is_text(self, task: Task) -> bool:
-        return task.takes == "text" or not self.pairs
-
-    def _donor(self, name: str) -> int | None:
-        """The encoding whose windows begin with those of this head: the same texts, slid over and not cut."""
-        task = self.tasks[name]
-        if task.windows == "slide" or not self._is_text(task) or not task.tokenizer().cuts_the_end:
-            return None
-        for number, (other, *_) in enumerate(self.encodings):
-            near = self.tasks[other]
-            if near.windows == "slide" and self._is_text(near) and near.text_key == task.text_key:
-                return number
-        return None
-
-    def _offsets(self, task: Task) -> bool:
-        return any(other.needs_offsets for other in self.tasks.values() if other.text_key == task.text_key)
+        return task.takes == "text" or (task.takes == "either" and not self.pairs)
 
     def shared(self, trunk: int, encoded: Sequence[Windows]) -> tuple[Sequences, dict[int, Int32s | None]]:
         """What a trunk computes: its windows, equal ones once; and by encoding number which of them are its own."""
@@ -86,29 +79,17 @@ class Program:
         return sequences, dict(zip(numbers, parts, strict=True))
 
 
-def first_windows(windows: Windows, max_length: int) -> Windows:
-    """The first window of each item: what truncation would have left."""
-    index = windows.first_windows
-    first = windows.select(index)
-    offsets = windows.offsets
-    if offsets is not None:
-        offsets = offsets[ranges(windows.starts[index], windows.lengths[index])]
-    return Windows(
-        ids=first.ids,
-        lengths=first.lengths,
-        type_ids=first.type_ids,
-        row_of_window=np.arange(windows.n_items, dtype=np.int32),
-        tokens=windows.tokens,
-        truncated=windows.tokens > max_length,
-        offsets=offsets,
-    )
-
-
 def group_heads(tasks: Mapping[str, Task], *, pairs: bool = False) -> Program:
-    """Group heads by windows and by trunk, in the order of their first members."""
+    """Group heads by windows and by trunk, in the order of their first members.
+
+    Raises:
+        SettingsError: a head that would slide over pairs.
+    """
     encodings: dict[str, list[str]] = {}
     trunks: dict[str, list[str]] = {}
     for name, task in tasks.items():
+        if pairs and task.takes == "either" and task.windows == "slide":
+            raise SettingsError(f"{task.name}: windows 'slide': a pair has one window; leave it out")
         encodings.setdefault(task.encoding_key(pairs=pairs), []).append(name)
         trunks.setdefault(trunk_digest(task.checkpoint), []).append(name)
     return Program(

@@ -15,7 +15,7 @@ from raybert.checkpoint.names import HEADS, POOLER
 from raybert.config import one_of
 from raybert.errors import CheckpointError, SettingsError
 from raybert.tasks.arrays import Arrays
-from raybert.tasks.base import Reduced, TextTask
+from raybert.tasks.base import Reduced, TextTask, named
 from raybert.text.encoding import Windows
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ class Rerank(TextTask):
     reads = "first"
     one_row = True
     width = 1
+    WINDOWS = ("truncate",)
     OPTIONS = ("activation", "max_length", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)
-        asked = one_of("rerank: activation", str(options.get("activation") or "auto"), _ACTIVATIONS)
+        asked = one_of("rerank: activation", named(options, "activation", "auto"), _ACTIVATIONS)
         self.activation = _named_activation(checkpoint) if asked == "auto" else asked
 
     @property

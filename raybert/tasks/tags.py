@@ -22,6 +22,9 @@ class Tags:
 
     Args:
         labels: the classifier's tags by number.
+
+    Attributes:
+        types: what a span of each tag is called.
     """
 
     def __init__(self, labels: Sequence[str]) -> None:
@@ -31,7 +34,7 @@ class Tags:
             known = (*known, *_SINGLE, *_LAST)
         split = [(label[0], label[2:]) if label[1:2] == "-" and label[0] in known else ("I", label) for label in labels]
         # What a span is called, and what decides whether it goes on, differ only for bare types with a hyphen.
-        self._types = [label.split("-", 1)[-1] for label in labels]
+        self.types = [label.split("-", 1)[-1] for label in labels]
         names = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in split))}
         self._group = np.array([names[name] for _, name in split], np.int64)
         self._opens = np.array([prefix == "B" or prefix in _SINGLE for prefix, _ in split])
@@ -39,7 +42,7 @@ class Tags:
 
     def kept(self, labels: np.ndarray, ignored: Collection[str]) -> np.ndarray:
         """Places of the tags whose spans are not of an ignored type."""
-        wanted = np.array([name not in ignored for name in self._types])
+        wanted = np.array([name not in ignored for name in self.types])
         return np.flatnonzero(wanted[labels])
 
     def groups(
@@ -76,7 +79,7 @@ class Tags:
         means = np.add.reduceat(scores[units].astype(np.float64), first) / counts
         last = first + counts - 1
         return [
-            (text, self._types[tag], score, start, end)
+            (text, self.types[tag], score, start, end)
             for text, tag, score, start, end in zip(
                 row[first].tolist(),
                 tags[first].tolist(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,11 +13,12 @@ import numpy as np
 
 from raybert.errors import CheckpointError, RowError, SettingsError
 from raybert.text.build import build, lower_first, stand_ins
-from raybert.text.encoding import Bools, Int32s, Int64s, Windows
+from raybert.text.encoding import Bools, Int32s, Windows
 from raybert.text.files import Definition, Options, read_definition
 from raybert.text.framing import Frame
 from raybert.text.pieces import pieces, safe_cut
-from raybert.text.windows import Spans, cut, share, slide
+from raybert.text.taken import Taken, joined
+from raybert.text.windows import Spans, cut, interleaved, of_pairs, share, slide
 
 CHUNK_CHARS = 262_144
 CHUNK_TEXTS = 512
@@ -139,20 +139,64 @@ class Tokenizer:
             RowError: a text is none, or holds a lone surrogate; see `problem`.
             SettingsError: a stride that leaves no step forward.
         """
-        room = self._room(self._alone)
-        slides = windows == "slide"
-        limit = None if slides or self._keep == "last" else room
-        taken = self._tokenize(texts, prompt, limit, offsets)
-        spans = slide(taken.counts, room, stride) if slides else cut(taken.counts, room, self._keep)
-        inner = (spans.end - spans.begin)[:, None]
-        framed = self._alone.around(inner, *taken.select(spans))
-        tokens = taken.counts + self._alone.size
+        taken = self.take(texts, prompt=prompt, offsets=offsets, whole=windows == "slide")
+        return self.windows(taken, prompt=prompt, windows=windows, stride=stride)
+
+    def take(self, texts: Sequence[str], *, prompt: str = "", offsets: bool = False, whole: bool = False) -> Taken:
+        """The first step of `encode`: the pieces of each text, all of them (``whole``) or those of one window.
+
+        Raises:
+            RowError: as `encode`.
+        """
+        limit = None if whole or self._keep == "last" else self._room(self._alone)
+        return self._tokenize(texts, prompt, limit, offsets)
+
+    def windows(
+        self,
+        taken: Taken,
+        *,
+        prompt: str = "",
+        windows: Literal["truncate", "slide"] = "truncate",
+        stride: int = 0,
+    ) -> Windows:
+        """The second step of `encode`; several ways of cutting may follow one `take`.
+
+        Args:
+            taken: for "slide" whole.
+            prompt: that the pieces begin with. Sliding, it stands in every window.
+            windows: as of `encode`.
+            stride: as of `encode`.
+
+        Raises:
+            SettingsError: a stride, or a prompt, that leaves no step forward.
+        """
+        room, counts = self._room(self._alone), taken.counts
+        if windows == "truncate":
+            spans = cut(counts, room, self._keep)
+            inner, row = spans.end - spans.begin, spans.row
+        else:
+            led = self._led(prompt)
+            over = slide(np.maximum(counts - led, 0), room - led, stride)
+            begin = cut(np.minimum(counts, led), led, "first").take(over.row)
+            spans, row = interleaved(begin, Spans(over.row, over.begin + led, over.end + led)), over.row
+            inner = (begin.end - begin.begin) + (over.end - over.begin)
+        framed = self._alone.around(inner[:, None], *taken.select(spans))
+        tokens = counts + self._alone.size
         return Windows(
             **framed._asdict(),
-            row_of_window=spans.row,
+            row_of_window=row,
             tokens=tokens.astype(np.int32),
-            truncated=np.zeros(len(tokens), np.bool_) if slides else tokens > self.max_length,
+            truncated=tokens > self.max_length if windows == "truncate" else np.zeros(len(tokens), np.bool_),
         )
+
+    def _led(self, prompt: str) -> int:
+        """Pieces of a prompt."""
+        if not prompt:
+            return 0
+        led = int(self.count([prompt])[0]) - self._alone.size
+        if led >= self.room:
+            raise SettingsError(f"prompt: its {led} tokens leave no room in max_length {self.max_length}")
+        return led
 
     def encode_pairs(
         self,
@@ -191,7 +235,7 @@ class Tokenizer:
             rooms = room - kept_first
             over = slide(second, rooms, np.clip(stride, 0, rooms - 1))
             row, truncated = over.row, first > kept_first
-            spans = _alternate(cut(kept_first, kept_first, "first").take(row), over)
+            spans = interleaved(of_pairs(cut(kept_first, kept_first, "first").take(row), 0), of_pairs(over, 1))
         else:
             row, truncated = np.arange(len(tokens), dtype=np.int32), tokens > self.max_length
             shares = np.stack(share(first, second, room), axis=1)
@@ -240,9 +284,13 @@ class Tokenizer:
         return self._room(self._alone)
 
     @property
-    def cuts_the_end(self) -> bool:
-        """Whether truncation keeps a text's first tokens."""
-        return self._keep == "first"
+    def pair_room(self) -> int:
+        """Pieces that a window of two texts holds.
+
+        Raises:
+            SettingsError: none.
+        """
+        return self._room(self._pair)
 
     def count(self, texts: Sequence[str]) -> Int32s:
         """Tokens of each text before truncation, special tokens included, int32 [N]."""
@@ -283,7 +331,7 @@ class Tokenizer:
             )
         return self.max_length - frame.size
 
-    def _tokenize(self, texts: Sequence[str], prompt: str, limit: int | None, offsets: bool) -> _Taken:
+    def _tokenize(self, texts: Sequence[str], prompt: str, limit: int | None, offsets: bool) -> Taken:
         """Pieces of each text: how many there are, and the first `limit` of them (None: all)."""
         if isinstance(texts, str):
             raise TypeError("a list of texts is meant, not one text; pass [text]")
@@ -304,47 +352,14 @@ class Tokenizer:
                     if offsets:
                         places.append(np.array(encoding.offsets[:take], np.int32) + (begin - len(prompt)))
             ids.append(np.fromiter(chain.from_iterable(chunk_ids), np.int32))
-        all_ids = _joined(ids, np.empty(0, np.int32))
-        return _Taken(
+        all_ids = joined(ids, np.empty(0, np.int32))
+        return Taken(
             counts=np.array(counts, np.int64),
             kept=np.array(kept, np.int64),
             ids=all_ids if self._real_ids is None else self._real_ids[all_ids],
             # What lies in the prompt lies at 0 of the text, with no width.
-            offsets=np.maximum(_joined(places, np.empty((0, 2), np.int32)), 0) if offsets else None,
+            offsets=np.maximum(joined(places, np.empty((0, 2), np.int32)), 0) if offsets else None,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Taken:
-    """Pieces of N texts: `counts` [N] there are, `kept` [N] of them are here, text after text."""
-
-    counts: Int64s
-    kept: Int64s
-    ids: Int32s
-    offsets: Int32s | None
-
-    def select(self, spans: Spans) -> tuple[Int32s, Int32s | None]:
-        """The pieces of these windows, and their offsets, window after window."""
-        starts = np.cumsum(self.kept) - self.kept
-        begin, end = starts[spans.row] + spans.begin, starts[spans.row] + spans.end
-        if np.array_equal(begin, np.append(0, end[:-1])) and end[-1:] == len(self.ids):
-            return self.ids, self.offsets  # they are all pieces, each one once
-
-        def gathered(values: Int32s) -> Int32s:
-            return _joined([values[b:e] for b, e in zip(begin.tolist(), end.tolist(), strict=True)], values[:0])
-
-        return gathered(self.ids), None if self.offsets is None else gathered(self.offsets)
-
-
-def _alternate(first: Spans, second: Spans) -> Spans:
-    """Spans of first and second texts in turn, over the texts of pairs one after another."""
-    row = np.stack([2 * first.row, 2 * second.row + 1], axis=1).ravel()
-    begin = np.stack([first.begin, second.begin], axis=1).ravel()
-    return Spans(row, begin, np.stack([first.end, second.end], axis=1).ravel())
-
-
-def _joined(arrays: list[Int32s], empty: Int32s) -> Int32s:
-    return np.concatenate([empty, *arrays])
 
 
 def _chunks(texts: Sequence[str], prompt: str, safe: re.Pattern[str] | None) -> Iterator[list[tuple[int, int, str]]]:

@@ -87,3 +87,15 @@ def share(first: Int64s, second: Int64s, room: int) -> tuple[Int64s, Int64s]:
         np.where(too_long, first_taken, first),
         np.where(too_long, room - first_taken, second),
     )
+
+
+def interleaved(first: Spans, second: Spans) -> Spans:
+    """Spans of both in turn: the two of a window side by side."""
+    row = np.stack([first.row, second.row], axis=1).ravel()
+    begin = np.stack([first.begin, second.begin], axis=1).ravel()
+    return Spans(row, begin, np.stack([first.end, second.end], axis=1).ravel())
+
+
+def of_pairs(spans: Spans, which: int) -> Spans:
+    """Spans of the first (0) or second (1) texts of pairs, as those of all texts one after another."""
+    return Spans(2 * spans.row + which, spans.begin, spans.end)
