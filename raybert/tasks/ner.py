@@ -97,8 +97,7 @@ class Ner(TextTask):
         self.labels = checkpoint.config.labels
         ignored = options.get("ignore_labels")
         self._tags = Tags(self.labels)
-        known = self.labels if self.aggregation == "none" else self._tags.types
-        self.ignore_labels = ("O",) if ignored is None else _labels(ignored, known)
+        self.ignore_labels = ("O",) if ignored is None else _labels(ignored, [*self.labels, *self._tags.types])
         # Only the mean over a word needs all scores; else a token's best label and its score say everything.
         self.width = len(self.labels) if self.aggregation == "average" else 2
 
