@@ -262,7 +262,15 @@ def _make_folder(folder: Path) -> None:
     while not upward.exists():
         missing.append(upward)
         upward = upward.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            # mkdir looks a second time whether a folder is there: another driver's sweep may lie between the looks.
+            if (folder.is_symlink() or folder.exists()) and not folder.is_dir():
+                raise
+        else:
+            break
     for each in reversed(missing):
         _sync_folder(each.parent)
 
