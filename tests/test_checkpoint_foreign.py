@@ -159,7 +159,7 @@ def test_the_same_model_in_another_framework_s_file(
         assert ours(TEXTS) == theirs(TEXTS)
 
 
-@pytest.mark.parametrize("kind", list(MAIN_FILE))
+@pytest.mark.parametrize("kind", [pytest.param("tf1", marks=pytest.mark.slow), "h5", "flax"])
 def test_dtypes_stay_and_a_strange_name_is_told_as_the_file_spells_it(kind: str, written: Path) -> None:
     folder = written / f"{kind}-half"
     checkpoint = open_checkpoint(folder)
@@ -297,6 +297,7 @@ def test_a_missing_extra_is_named_unless_the_copy_is_there(
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_damaged_files(written: Path, tmp_path: Path, cache: Path) -> None:
     for kind, name in (
         ("tf1", "bert_model.ckpt.data-00000-of-00001"),

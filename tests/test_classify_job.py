@@ -22,7 +22,10 @@ def ray() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+_FEW = [problem if problem == "multi" else pytest.param(problem, marks=pytest.mark.slow) for problem in PROBLEMS]
+
+
+@pytest.mark.parametrize("problem", _FEW)
 def test_a_job_gives_the_same_rows(folders: dict[str, Path], problem: str, tmp_path: Path) -> None:
     write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts()])
     heads = {"topic": (str(folders[problem]), "classify", {"top_k": 1})}

@@ -20,7 +20,7 @@ from tests.oracle import one_thread  # noqa: F401  a fixture
 from tests.test_packed import packed_settings, padded, padding_mask, random_flat, random_lengths
 from tests.tiny import VOCAB_SIZE, write_tiny_checkpoint
 
-SEEDS = range(30)
+SEEDS = [seed if seed < 10 else pytest.param(seed, marks=pytest.mark.slow) for seed in range(30)]
 ALL = ("classifier", "masked-lm", "next-sentence", "qa")
 
 
