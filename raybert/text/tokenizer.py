@@ -18,7 +18,7 @@ from raybert.text.files import Definition, Options, read_definition
 from raybert.text.framing import Frame
 from raybert.text.pieces import pieces, safe_cut
 from raybert.text.taken import Taken, joined
-from raybert.text.windows import Spans, cut, interleaved, of_pairs, share, slide
+from raybert.text.windows import Spans, beside, cut, interleaved, of_pairs, share, slide
 
 CHUNK_CHARS = 262_144
 CHUNK_TEXTS = 512
@@ -228,10 +228,7 @@ class Tokenizer:
         first, second = taken.counts[::2], taken.counts[1::2]
         tokens = first + second + self._pair.size
         if slides:
-            # A first text gives way to half of the room where the second needs several windows and could not
-            # move on beside it: where the reference fails.
-            enough = np.maximum(room // 2, np.maximum(room - 1 - stride, room - second))
-            kept_first = np.minimum(first, np.clip(enough, 1, min(first_limit or room, room - 1)))
+            kept_first = beside(first, second, room, stride, first_limit)
             rooms = room - kept_first
             over = slide(second, rooms, np.clip(stride, 0, rooms - 1))
             row, truncated = over.row, first > kept_first

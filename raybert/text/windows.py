@@ -99,3 +99,21 @@ def interleaved(first: Spans, second: Spans) -> Spans:
 def of_pairs(spans: Spans, which: int) -> Spans:
     """Spans of the first (0) or second (1) texts of pairs, as those of all texts one after another."""
     return Spans(2 * spans.row + which, spans.begin, spans.end)
+
+
+def beside(first: Int64s, second: Int64s, room: int, stride: int, limit: int | None) -> Int64s:
+    """How many pieces of each pair's first text stand in every window over its second one.
+
+    All of them, up to ``limit``; to half of the room where the second needs several windows and could not move on
+    beside the whole first: where the reference fails.
+
+    Args:
+        first: [N], pieces of the first texts.
+        second: [N], of the second ones.
+        room: pieces that a window holds beside its special tokens.
+        stride: pieces of the second text that neighbours share.
+        limit: most pieces of a first text; None: no limit.
+    """
+    enough = np.maximum(room // 2, np.maximum(room - 1 - stride, room - second))
+    kept: Int64s = np.minimum(first, np.clip(enough, 1, min(limit or room, room - 1)))
+    return kept
