@@ -265,7 +265,7 @@ def vocabulary() -> tuple[str, ...]:
 @functools.cache
 def _first_docstrings(limit: int | None) -> tuple[str, ...]:
     found: list[str] = []
-    for path in _python_files(Path(sysconfig.get_paths()["stdlib"])):
+    for path in python_files(Path(sysconfig.get_paths()["stdlib"])):
         if limit is not None and len(found) >= limit:
             break
         try:
@@ -287,10 +287,11 @@ def stdlib_docstrings(limit: int | None = None) -> list[str]:
     return list(_first_docstrings(limit))
 
 
-def _python_files(folder: Path) -> Iterator[Path]:
+def python_files(folder: Path) -> Iterator[Path]:
+    """Python files below a folder, tests and installed packages left out, sorted."""
     for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name not in _SKIPPED_FOLDERS:
-            yield from _python_files(path)
+            yield from python_files(path)
         elif path.suffix == ".py":
             yield path
 

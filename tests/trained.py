@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import raybert
-from tests.tiny import _python_files, stdlib_docstrings
+from tests.tiny import python_files, stdlib_docstrings
 
 TYPES = ("EXC", "MOD", "CLS", "CONST")
 TAGS = ("O", *(f"{begin}-{name}" for name in TYPES for begin in "BI"))
@@ -220,7 +220,7 @@ def _plain_words() -> frozenset[str]:
 def _names() -> Names:
     folder = Path(sysconfig.get_paths()["stdlib"])
     modules, classes, constants = set(sys.stdlib_module_names), set(), set()
-    for path in _python_files(folder):
+    for path in python_files(folder):
         parts = path.relative_to(folder).with_suffix("").parts
         modules.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
         source = path.read_text(encoding="utf-8", errors="replace")
