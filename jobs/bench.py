@@ -257,7 +257,7 @@ def main() -> int:
     job.add_argument("--gate", type=float, default=0.85)
     job.set_defaults(run=bench_job)
     heads = commands.add_parser("heads", help="three heads of one trunk in one job against three jobs")
-    heads.add_argument("--rows", type=int, default=8_000)
+    heads.add_argument("--rows", type=int, default=4_000)
     heads.add_argument("--rounds", type=int, default=1)
     heads.add_argument("--split-rows", type=int, default=500)
     heads.add_argument("--dtype", default="float32")
