@@ -251,8 +251,11 @@ def test_what_cannot_be_meant(folders: dict[str, str]) -> None:
 
 
 def test_no_items(folders: dict[str, str]) -> None:
-    heads = {"v": (folders["plain"], "embed"), "n": (folders["tags"], "ner"), "s": (folders["ranker"], "rerank")}
+    heads: dict[str, Any] = {"v": (folders["plain"], "embed"), "n": (folders["tags"], "ner")}
+    # Without an item nobody says whether they are pairs: a head over pairs still has windows of its own.
+    heads |= {"s": (folders["ranker"], "rerank"), "a": (folders["words"], "qa", {"windows": "truncate"})}
     found = raybert.load_heads(heads)([])
     assert found["v"].shape == (0, 32)
     assert found["n"] == []
     assert found["s"].shape == (0,)
+    assert found["a"] == []

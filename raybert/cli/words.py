@@ -133,8 +133,6 @@ def head_specs(
     Raises:
         SettingsError: a word of another form, or an option for a head that isn't there.
     """
-    from raybert.tasks import TASKS
-
     common = {key: value for key, value in short.items() if value is not None}
     own: dict[str, dict[str, Any]] = {}
     for word in options:
@@ -150,7 +148,7 @@ def head_specs(
         if name not in names:
             raise SettingsError(f"option {name}.…: no head is called {name!r}{nearest(name, names)}")
     if len(specs) > 1:
-        known_options(", ".join(names), common, {key for spec in specs for key in TASKS[spec.task].OPTIONS})
+        known_options(", ".join(names), common, {key for spec in specs for key in _task(spec).OPTIONS})
     shared = _shared(specs, common, own)
     return tuple(
         HeadSpec(

@@ -160,7 +160,8 @@ class TextTask(ABC):
 
     def encoding_key(self, *, pairs: bool) -> str:
         """Heads of equal keys encode every item to equal windows; ``pairs`` says whether items may be pairs."""
-        kind = "text" if self.takes == "text" or not pairs else self.pair_key()
+        is_text = self.takes == "text" or (self.takes == "either" and not pairs)
+        kind = "text" if is_text else self.pair_key()
         return f"{self.text_key} {kind} {self.windows} {self.stride}"
 
     def pair_key(self) -> str:
