@@ -254,6 +254,8 @@ def test_no_items(folders: dict[str, str]) -> None:
     heads: dict[str, Any] = {"v": (folders["plain"], "embed"), "n": (folders["tags"], "ner")}
     # Without an item nobody says whether they are pairs: a head over pairs still has windows of its own.
     heads |= {"s": (folders["ranker"], "rerank"), "a": (folders["words"], "qa", {"windows": "truncate"})}
+    (of_texts,) = [names for names in open_program(heads_from(heads)).encodings if "v" in names]
+    assert "a" not in of_texts
     found = raybert.load_heads(heads)([])
     assert found["v"].shape == (0, 32)
     assert found["n"] == []
