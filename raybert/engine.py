@@ -151,6 +151,13 @@ def default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # CPUs have no type of their own
+
+
 class Trunk:
     """One encoder and the heads that read it: windows in, a few numbers a head out."""
 
@@ -199,7 +206,7 @@ class Trunk:
         starts = sequences.starts
 
         def compute(index: np.ndarray) -> list[_Found]:
-            return self._compute(sequences, starts, index, collected)
+            return self._within_memory(sequences, starts, index, collected)
 
         # A lone batch of an interactive call has nothing beside it: all of torch's own threads serve it.
         alone = spread and len(plan) == 1
@@ -209,6 +216,24 @@ class Trunk:
                 for name, index, values, counts in found:
                     collected[name].add(index, values.cpu().numpy(), None if counts is None else counts.cpu().numpy())
         return {name: each.arrays() for name, each in collected.items()}
+
+    def _within_memory(
+        self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Mapping[str, _Collected]
+    ) -> list[_Found]:
+        """One forward, or as many as fit where the device has no memory for it.
+
+        Whose memory is short can be anybody's doing on a shared device, so that the next batch is tried whole again.
+        """
+        try:
+            return self._compute(sequences, starts, index, wanted)
+        except (RuntimeError, MemoryError) as error:
+            if len(index) == 1 or not is_out_of_memory(error):
+                raise
+        # Only here, where the error is gone, are the tensors that its traceback held.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        halves = (index[: len(index) // 2], index[len(index) // 2 :])
+        return [found for half in halves for found in self._within_memory(sequences, starts, half, wanted)]
 
     def _compute(
         self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Mapping[str, _Collected]

@@ -15,7 +15,7 @@ import pytest
 from raybert.cli import progress
 from raybert.cli.batch import summary
 from raybert.cli.progress import duration, speed, watcher
-from raybert.data.job import RunReport
+from raybert.data.runreport import RunReport
 
 
 def report(**fields: Any) -> RunReport:
@@ -23,7 +23,15 @@ def report(**fields: Any) -> RunReport:
 
 
 def note(rows: int, tokens: int, committed: float, *, bad: int = 0) -> dict[str, Any]:
-    return {"ok": rows - bad, "quarantined": bad, "tokens": {"v": tokens}, "forwarded": tokens, "committed": committed}
+    return {
+        "ok": rows - bad,
+        "quarantined": bad,
+        "tokens": {"v": tokens},
+        "forwarded": tokens,
+        "filtered": 0,
+        "reasons": {},
+        "committed": committed,
+    }
 
 
 def open_descriptors() -> set[str]:
@@ -154,7 +162,10 @@ def test_the_last_line_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "out: 200 rows, 2 quarantined, 2 parts, 4,000 tokens, 10 rows were there before, "
         "300 tokens/s after the first commit, 15 s in all, first commit after 5 s"
     )
-    assert capsys.readouterr().err == "raybert: input file gone.jsonl is gone; its parts stay in the output\n"
+    assert (
+        capsys.readouterr().err
+        == "raybert: input file gone.jsonl is gone; its parts stay in the output, --sync drops them\n"
+    )
 
 
 def test_the_last_line_of_a_run_that_had_nothing_to_do() -> None:

@@ -347,11 +347,3 @@ def test_a_read_only_disk_is_told_before_anything_is_started(place):
         done = place.run(output=disk / "out")
         assert_one_line(done, 1, f"error: {disk}/out: read-only file system; choose another --output")
         assert list(disk.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_an_error_that_raybert_does_not_know_is_one_line_too(place):
-    env = armed(fail=["encode", "a.jsonl", 0])
-    done = run_cli("run", "embed", "--model", place.model, "--input", place.input, "--output", place.output, env=env)
-    assert_one_line(done, 1, "ValueError: the trap")
-    assert left_in(place.output) == ["manifest.json"]

@@ -13,7 +13,7 @@ import pytest
 import raybert.data
 from raybert.data import job
 from raybert.data.verify import verify
-from raybert.errors import SettingsError
+from raybert.errors import RunFailed, SettingsError
 from tests.jobs import assert_same_tree, parts, small_ray, some_texts, tree_bytes, write_lines
 
 FILES = ("a.jsonl", "b.jsonl.gz", "c.jsonl")
@@ -135,6 +135,91 @@ def test_parts_of_a_file_that_is_gone_stay(copy, tiny, monkeypatch):
     assert report.vanished == (FILES[0],)
     assert tree_bytes(copy / "out") == before
     assert_whole(copy)
+
+
+def test_sync_drops_them_without_a_ray(copy, tiny, monkeypatch):
+    monkeypatch.setattr(job, "connected", no_ray)
+    before = parts(copy / "out")
+    (copy / "in" / FILES[0]).unlink()
+    report = go(copy, tiny, sync=True)
+    assert (report.vanished, report.dropped, report.splits_left) == ((), (FILES[0],), False)
+    assert parts(copy / "out") == [name for name in before if not name.startswith("part-000000-")]
+    assert ids(copy) == [at for at in range(ROWS, 3 * ROWS) if at % ROWS != 3]
+    assert_whole(copy)
+    assert go(copy, tiny, sync=True).dropped == ()
+
+
+def test_a_sync_that_was_killed_half_way_is_ended_by_the_next_start(copy, tiny, monkeypatch):
+    """The manifest forgets the file first: what is left of it is a stranger's."""
+    monkeypatch.setattr(job, "connected", no_ray)
+    out, half = copy / "out", copy / "half"
+    shutil.copytree(out, half)
+    (copy / "in" / FILES[0]).unlink()
+    go(copy, tiny, sync=True)
+    expected = tree_bytes(out)
+    shutil.copy(out / "_raybert" / "manifest.json", half / "_raybert")
+    shutil.rmtree(out)
+    half.rename(out)
+    go(copy, tiny)
+    assert tree_bytes(out) == expected
+
+
+def test_a_file_that_was_dropped_and_comes_back_gets_another_number(copy, tiny):
+    kept = (copy / "in" / FILES[1]).read_bytes()
+    (copy / "in" / FILES[1]).unlink()
+    go(copy, tiny, sync=True)
+    (copy / "in" / FILES[1]).write_bytes(kept)
+    report = go(copy, tiny, sync=True)
+    assert (report.rows, report.rows_before) == (ROWS, 2 * ROWS)
+    assert ids(copy)[-1] == 2 * ROWS - 1
+    assert_whole(copy)
+
+
+def test_too_large_a_quarantine_fails_a_run_and_a_finished_one(copy, tiny, monkeypatch):
+    """Three of 36 rows are bad."""
+    last = parts(copy / "out")[-1]
+    (copy / "out" / last).unlink()
+    with pytest.raises(RunFailed, match=r"quarantine: 3 of 36 rows exceed --max-quarantine 5%; .*raise the limit"):
+        go(copy, tiny, max_quarantine="5%")
+    assert_whole(copy)
+    monkeypatch.setattr(job, "connected", no_ray)
+    go(copy, tiny, max_quarantine="10%")
+    with pytest.raises(RunFailed, match=r"quarantine: 3 of 36 rows exceed --max-quarantine 2;"):
+        go(copy, tiny, max_quarantine=2)
+
+
+def test_a_hopeless_run_is_stopped_early(finished, tiny, tmp_path):
+    rows = [json.dumps({"text": "good"}) if at % 2 else "not JSON" for at in range(400)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text("\n".join(rows))
+    with pytest.raises(RunFailed, match=r"rows \(invalid_json 1\d\) exceed --max-quarantine 10; what was committed"):
+        go(tmp_path, tiny, split_rows=2, max_quarantine=10)
+    assert len(parts(tmp_path / "out")) < 150
+    assert go(tmp_path, tiny).rows_before > 20
+
+
+@pytest.mark.parametrize("asked", ["1 %%", "101%", "-3", "many", "0.5"])
+def test_a_limit_that_is_none_is_refused(copy, tiny, asked):
+    with pytest.raises(
+        SettingsError, match=r"max-quarantine '.*': takes a share such as 1%, or a whole number of rows"
+    ):
+        go(copy, tiny, max_quarantine=asked)
+
+
+def test_only_reasons_that_there_are_can_be_retried(copy, tiny):
+    with pytest.raises(SettingsError, match="retry-reason 'nul': takes one of null, wrong_type, "):
+        go(copy, tiny, retry_reasons=["nul"])
+
+
+def test_a_retry_computes_the_splits_with_such_rows_and_no_others(copy, tiny, finished):
+    before = times(copy)
+    assert not go(copy, tiny, retry_quarantine=True).splits_left  # a null stays one until its file changes
+    report = go(copy, tiny, retry_reasons=["null"])
+    assert (report.parts, report.quarantined) == (3, 3)
+    after = times(copy)
+    assert sum(after[name] == before[name] for name in before) == 6
+    for name in before:
+        assert (copy / "out" / name).read_bytes() == (finished / "out" / name).read_bytes()
 
 
 def test_what_a_killed_run_wrote_late_is_tidied_away(copy, tiny, monkeypatch):

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raybert
-from raybert.data.job import RunReport
+from raybert.data.runreport import RunReport
 from raybert.data.verify import verify
 from raybert.errors import InputError, SettingsError
 from tests.jobs import small_ray, some_texts, tree_bytes, write_lines

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import groupby, islice
 from typing import Annotated, Any
 
@@ -183,6 +184,16 @@ def run(  # noqa: PLR0913  one parameter a flag
     aggregation: Aggregation = None,
     top_k: TopK = None,
     threshold: Threshold = None,
+    sync: Annotated[bool, typer.Option("--sync", help="Drop the parts of input files that are gone.")] = False,
+    max_quarantine: Annotated[
+        str | None, typer.Option(help="Stop when more rows are bad.", metavar="N|SHARE%")
+    ] = None,
+    retry_quarantine: Annotated[
+        bool, typer.Option("--retry-quarantine", help="Try rows again that a retry could heal.")
+    ] = False,
+    retry_reason: Annotated[
+        list[str] | None, typer.Option(help="A reason to try again beside those; repeat it.", metavar="REASON")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left.")] = False,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS")] = None,
 ) -> None:
@@ -222,6 +233,10 @@ def run(  # noqa: PLR0913  one parameter a flag
         actors=None if actors is None else words.actor_range(actors),
         cpus_per_actor=cpus_per_actor,
         gpus_per_actor=gpus_per_actor,
+        sync=sync,
+        max_quarantine=max_quarantine,
+        retry_quarantine=retry_quarantine,
+        retry_reasons=tuple(retry_reason or ()),
         overwrite=overwrite,
         address=address,
     )
@@ -232,11 +247,15 @@ def verify(
     output: Annotated[str, typer.Argument(help="A run's folder.", metavar="OUTPUT")],
     *,
     full: Annotated[bool, typer.Option("--full", help="Read everything and recompute digests.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Prove that a run lost nothing; exit 1 names what is wrong."""
     from raybert.data.verify import verify as verify_run
 
     report = verify_run(output, full=full)
+    if as_json:
+        typer.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=1))
+        raise typer.Exit(0 if report.ok else 1)
     for problem in report.problems:
         sys.stderr.write(f"{problem}\n")
     tokens = ", ".join(f"{count:,} {name} tokens" for name, count in report.tokens.items())
@@ -247,6 +266,26 @@ def verify(
         f"{report.filtered:,} filtered{', ' + tokens if tokens else ''}"
     )
     if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def parity(
+    output: Annotated[str, typer.Argument(help="A run's folder.", metavar="OUTPUT")],
+    *,
+    rows: Annotated[int, typer.Option(help="How many rows.", metavar="N")] = 200,
+    seed: Annotated[int, typer.Option(help="Another one draws other rows.", metavar="S")] = 0,
+    input: Annotated[  # noqa: A002
+        str | None, typer.Option("--input", help="Where the run's input lies now.", metavar="URI")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Where a head's checkpoint lies now; repeat for more.", metavar="NAME=PATH")
+    ] = None,
+) -> None:
+    """Answer a sample of a run's rows anew and compare every column; exit 1 names rows that differ."""
+    from raybert.cli.parity import compare_and_show
+
+    if not compare_and_show(output, rows=rows, seed=seed, input_uri=input, models=model or ()):
         raise typer.Exit(1)
 
 

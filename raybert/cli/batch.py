@@ -12,7 +12,8 @@ from typing import Any
 from raybert.cli.progress import duration, watcher
 from raybert.cli.words import counted
 from raybert.config import HeadSpec
-from raybert.data.job import RunReport, run
+from raybert.data.job import run
+from raybert.data.runreport import RunReport
 
 
 def run_and_show(
@@ -34,7 +35,9 @@ def run_and_show(
 def summary(report: RunReport) -> str:
     """A run in one line."""
     for path in report.vanished:
-        sys.stderr.write(f"raybert: input file {path} is gone; its parts stay in the output\n")
+        sys.stderr.write(f"raybert: input file {path} is gone; its parts stay in the output, --sync drops them\n")
+    for path in report.dropped:
+        sys.stderr.write(f"raybert: input file {path} is gone; its parts were dropped\n")
     if not report.splits_left:
         return f"{report.output}: complete already, {report.rows_before:,} rows; nothing to do"
     pace, tokens = report.tokens_per_second, sum(report.tokens.values())

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from raybert.data.job import RunReport
+    from raybert.data.runreport import RunReport
 
 _LINE_EVERY_S = 10.0
 

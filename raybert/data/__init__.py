@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raybert.data.dataset import apply
-    from raybert.data.job import RunReport, run
+    from raybert.data.job import run
+    from raybert.data.runreport import RunReport
 
-_HOME = {"RunReport": "raybert.data.job", "apply": "raybert.data.dataset", "run": "raybert.data.job"}
+_HOME = {"RunReport": "raybert.data.runreport", "apply": "raybert.data.dataset", "run": "raybert.data.job"}
 
 __all__ = ["RunReport", "apply", "run"]
 

@@ -32,6 +32,7 @@ from raybert.errors import OutputError, RunFailed, SettingsError
 NAME = "_raybert/driver.json"
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
+_READINGS, _BETWEEN_READINGS_S = 5, 0.2
 SETTLE_S = 2.0  # without flock: longer than a driver takes from reading "nobody" to having written
 
 
@@ -90,6 +91,11 @@ class DriverLock:
         self._stop = threading.Event()
         self._lost_to: str | None = None
         self._thread = threading.Thread(target=self._beat, name="raybert-heartbeat", daemon=True)
+
+    @property
+    def token(self) -> str:
+        """What `check_driven` knows this driver by."""
+        return self._record.token
 
     @property
     def lost(self) -> bool:
@@ -247,6 +253,36 @@ def _lock(descriptor: int, *, patience_s: float) -> bool:
         else:
             return True
     return False
+
+
+def check_driven(store: Store, token: str) -> None:
+    """Prove, where something is about to be committed, that this is the driver's own folder and the driver's still.
+
+    A node may have another disk under OUTPUT's path, and one that was cut off may go on when the run has ended.
+
+    Args:
+        store: OUTPUT, as this process sees it.
+        token: of the driver that this process works for.
+
+    Raises:
+        OutputError: it is another folder, or another driver's by now.
+    """
+    host = socket.gethostname()
+    for _ in range(_READINGS):
+        try:
+            found = _read(store)
+        except SettingsError:  # where no file is replaced in one step, a heartbeat is seen half-written
+            time.sleep(_BETWEEN_READINGS_S)
+            continue
+        if found is None:
+            raise OutputError(
+                f"{store.place(NAME)}: not there on node {host}; OUTPUT must be one folder that every node reaches: "
+                "mount it there too, or name an object store"
+            )
+        if found.token != token:
+            raise OutputError(f"{store.place(NAME)}: on node {host} it names another driver, {found.who}")
+        return
+    raise OutputError(f"{store.place(NAME)}: node {host} can't read it; run the same command again")
 
 
 def is_alive(record: Record) -> bool | None:

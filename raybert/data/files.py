@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,13 +163,17 @@ def check_unchanged(root: InputRoot, file: InputFile) -> None:
         filesystem, path = root.locate(file)
         info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.File:
-        raise InputError(f"{place}: no such file, though it was there when the run began")
+        raise InputError(
+            f"{place}: no such file, though it was there when the run began; node {socket.gethostname()} misses it, "
+            "and every node has to reach the input"
+        )
     if (info.size, _version(info)) != (file.size, file.version):
         was, now = (
             f"{file.size} bytes, version {file.version}",
             f"{info.size} bytes, version {_version(info)}",
         )
-        raise InputError(f"{place}: changed since the run began ({was}; now {now}); run again")
+        where = f"as node {socket.gethostname()} sees it"
+        raise InputError(f"{place}: changed since the run began ({was}; now {now}), {where}; run again")
 
 
 def compression_of(path: str) -> str | None:

@@ -2,87 +2,28 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from typing import Any
 
 from raybert.cluster import Shares, alive_nodes, call_on_worker, connected, share_out
 from raybert.config import HeadSpec, heads_from, known_options
+from raybert.data import history as histories
 from raybert.data import manifest as manifests
 from raybert.data.driver import DriverLock
+from raybert.data.flow import Flow, delete_parts, tidy
+from raybert.data.history import History, Session
 from raybert.data.manifest import Manifest
-from raybert.data.part import QUARANTINE, quarantine_name
-from raybert.data.pipeline import build, data_context, notes, start_tries
-from raybert.data.plan import Options, Plan, make_plan, progress_of, work_left
+from raybert.data.part import QUARANTINE
+from raybert.data.plan import Options, Plan, make_plan, orphans, progress_of, work_left
+from raybert.data.quarantine import Limit, parts_with, quarantined_rows, retried_reasons
+from raybert.data.runreport import RunReport
 from raybert.data.splits import ReadTask
-from raybert.data.stages import Job, Note, load_check
-from raybert.errors import OutputError, RunFailed, SettingsError
+from raybert.data.stages import load_check
+from raybert.errors import OutputError, RaybertError, SettingsError
 
-_KEPT = {manifests.NAME, "_raybert/report.html", "_raybert/report.json"}
-
-
-@dataclass(kw_only=True)
-class RunReport:
-    """What a run did, kept up to date while it goes on.
-
-    Attributes:
-        output: OUTPUT.
-        rows_total: rows of the input; for progress.
-        total_is_exact: whether footers or a limit told them; else they are estimated.
-        rows_before: rows that earlier runs had committed.
-        rows: rows committed by this run, quarantined ones included.
-        quarantined: of these.
-        tokens: by head, before truncation.
-        forwarded: tokens that this run put through an encoder: those of heads that share a window count once.
-        parts: parts committed by this run.
-        splits_left: whether anything was left to do at the start.
-        vanished: input files of the manifest that are no longer there; their parts stay.
-        started: when the first worker could begin, seconds since the epoch.
-        first_commit: of this run; None before it.
-        last_commit: likewise.
-        first_rows: rows of the part that was committed first.
-        first_tokens: its tokens, all heads.
-    """
-
-    output: str
-    rows_total: int
-    total_is_exact: bool
-    rows_before: int = 0
-    rows: int = 0
-    quarantined: int = 0
-    tokens: dict[str, int] = field(default_factory=dict)
-    forwarded: int = 0
-    parts: int = 0
-    splits_left: bool = True
-    vanished: tuple[str, ...] = ()
-    started: float = 0.0
-    first_commit: float | None = None
-    last_commit: float | None = None
-    first_rows: int = 0
-    first_tokens: int = 0
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """From the first commit to the last: what lies between, start-up left out. None below two commits."""
-        if self.first_commit is None or self.last_commit is None or self.last_commit <= self.first_commit:
-            return None
-        return (sum(self.tokens.values()) - self.first_tokens) / (self.last_commit - self.first_commit)
-
-    def add(self, note: Note) -> None:
-        """Count a committed split."""
-        rows = note["ok"] + note["quarantined"]
-        tokens = sum(note["tokens"].values())
-        if self.first_commit is None or note["committed"] < self.first_commit:
-            self.first_commit, self.first_rows, self.first_tokens = note["committed"], rows, tokens
-        self.last_commit = max(self.last_commit or 0.0, note["committed"])
-        self.rows += rows
-        self.quarantined += note["quarantined"]
-        self.parts += 1
-        self.forwarded += note["forwarded"]
-        for name, count in note["tokens"].items():
-            self.tokens[name] = self.tokens.get(name, 0) + count
+_KEPT = {manifests.NAME, histories.NAME, "_raybert/report.html", "_raybert/report.json"}
 
 
 def run(
@@ -94,6 +35,9 @@ def run(
     cpus_per_actor: float | None = None,
     gpus_per_actor: float | None = None,
     address: str | None = None,
+    max_quarantine: str | float | None = None,
+    retry_quarantine: bool = False,
+    retry_reasons: Collection[str] = (),
     on_progress: Callable[[RunReport], None] | None = None,
     **options: Any,
 ) -> RunReport:
@@ -107,6 +51,9 @@ def run(
         cpus_per_actor: CPUs booked for one.
         gpus_per_actor: GPUs booked for one.
         address: of a Ray cluster; None takes RAY_ADDRESS, else a private one.
+        max_quarantine: stop when more rows are bad: a share such as ``"1%"``, or a number of rows.
+        retry_quarantine: compute splits again whose quarantine holds rows that a retry could heal.
+        retry_reasons: reasons that are to be retried beside those.
         on_progress: called with the growing report at the start and after each commit.
         **options: see `raybert.data.plan.Options`.
 
@@ -116,18 +63,21 @@ def run(
         RunFailed: splits are missing at the end; what was committed stays, the next run tries them again.
     """
     specs = heads_from(heads) if isinstance(heads, Mapping) else tuple(heads)
-    plan = make_plan(specs, _options(input, output, options))
+    asked = _options(input, output, options)
+    limit = None if max_quarantine is None else Limit.parse(max_quarantine)
+    retried = retried_reasons(retry_reasons) if retry_quarantine or retry_reasons else frozenset()
+    plan = make_plan(specs, asked)
     total, exact = plan.rows()
     report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
     report.vanished = tuple(file.path for file in plan.diff.vanished)
-    if plan.manifest is not None and not plan.diff.changed:
-        left, stale = _left(plan, plan.manifest, report)
-        if not left:
-            report.splits_left = False
-            if stale or set(plan.store.list("_raybert/")) - _KEPT:  # a driver was killed after its last commit
-                with DriverLock(plan.store):
-                    _tidy(plan, stale)
-            return report
+    report.dropped = tuple(file.path for file in plan.diff.dropped)
+    again = parts_with(plan.store, retried) if plan.manifest is not None and retried else []
+    if limit is not None and plan.manifest is not None:
+        report.quarantined_before = quarantined_rows(plan.store)
+    if plan.manifest is not None and not again and _is_complete(plan, plan.manifest, report):
+        if limit is not None:
+            limit.check(report, ended=True)
+        return report
     plan.store.check_writable()
     lock = DriverLock(plan.store)
     lock.check_free()
@@ -135,18 +85,64 @@ def run(
     with ExitStack() as held, connected(address):
         shares = share_out(
             alive_nodes(),
-            device=(options.get("device") or "auto") if plan.manifest is None else plan.manifest.engine["device"],
+            device=(asked.device or "auto") if plan.manifest is None else plan.manifest.engine["device"],
             actors=(actors, actors) if isinstance(actors, int) else actors,
             cpus_per_actor=cpus_per_actor,
             gpus_per_actor=gpus_per_actor,
         )
-        engine = _engine(plan, options, shares)
+        engine = _engine(plan, asked, shares)
         held.enter_context(lock)
-        manifest = _begin(plan, engine, overwrite=bool(options.get("overwrite")))
+        manifest = _begin(plan, engine, overwrite=asked.overwrite)
+        delete_parts(plan, again)
         left, stale = _left(plan, manifest, report)
-        _delete_stale(plan, stale)
-        _flow(plan, manifest, left, shares=shares, report=report, lock=lock, on_progress=on_progress or _nothing)
+        delete_parts(plan, stale)
+        if limit is not None:
+            report.quarantined_before = quarantined_rows(plan.store)
+        history = History(plan.store, Session(resources=asdict(shares)))
+        with _told(history):
+            Flow(
+                plan=plan,
+                manifest=manifest,
+                shares=shares,
+                report=report,
+                history=history,
+                lock=lock,
+                on_progress=on_progress or _nothing,
+                limit=limit,
+            ).run(left)
     return report
+
+
+@contextmanager
+def _told(history: History) -> Iterator[None]:
+    """Write into the history how the session ended; a disk that refuses that has refused a part before."""
+    outcome = "stopped"
+    try:
+        yield
+        outcome = "complete"
+    except RaybertError:
+        outcome = "failed"
+        raise
+    finally:
+        with suppress(OutputError):
+            history.end(outcome)
+
+
+def _is_complete(plan: Plan, manifest: Manifest, report: RunReport) -> bool:
+    """Whether nothing is left to compute; what lies about is tidied up then, without a Ray."""
+    if plan.diff.changed:
+        return False
+    left, stale = _left(plan, manifest, report)
+    if left:
+        return False
+    report.splits_left = False
+    # A driver may have been killed after its last commit.
+    if stale or plan.diff.dropped or set(plan.store.list("_raybert/")) - _KEPT:
+        with DriverLock(plan.store):
+            if plan.diff.dropped:
+                _begin(plan, manifest.engine, overwrite=False)
+            tidy(plan, stale)
+    return True
 
 
 def _nothing(report: RunReport) -> None:
@@ -163,16 +159,16 @@ def _options(input_uri: str, output: str, given: Mapping[str, Any]) -> Options:
     return Options(input=str(input_uri), output=str(output), **given)
 
 
-def _engine(plan: Plan, options: Mapping[str, Any], shares: Shares) -> Mapping[str, Any]:
+def _engine(plan: Plan, options: Options, shares: Shares) -> Mapping[str, Any]:
     """What decides bits: the manifest's, or chosen now on a worker of the actors' kind, heads loaded for a proof."""
     if plan.manifest is not None:
         return plan.manifest.engine
     chosen: dict[str, Any] = call_on_worker(
         load_check,
         plan.specs,
-        options.get("device") or "auto",
-        options.get("dtype") or "auto",
-        options.get("budget"),
+        options.device or "auto",
+        options.dtype or "auto",
+        options.budget,
         cpus=shares.cpus,
         gpus=shares.gpus,
     )
@@ -185,7 +181,8 @@ def _begin(plan: Plan, engine: Mapping[str, Any], *, overwrite: bool) -> Manifes
     if before != plan.manifest:
         raise SettingsError(f"output {plan.store.uri}: another run changed it meanwhile; run the same command again")
     if overwrite:
-        doomed = [*plan.store.list("part-"), *plan.store.list(f"{QUARANTINE}/"), manifests.NAME]
+        kept = [name for name in plan.store.list("_raybert/") if name in _KEPT]
+        doomed = [*plan.store.list("part-"), *plan.store.list(f"{QUARANTINE}/"), *kept]
         for name in sorted(doomed, reverse=True):
             plan.store.delete(name)
     manifest = plan.new_manifest(engine)
@@ -195,91 +192,9 @@ def _begin(plan: Plan, engine: Mapping[str, Any], *, overwrite: bool) -> Manifes
 
 
 def _left(plan: Plan, manifest: Manifest, report: RunReport) -> tuple[list[ReadTask], list[str]]:
-    """Read tasks that are not committed, and parts that belong to older versions of their files."""
+    """Read tasks that are not committed, and parts that belong to no file, or to older versions of one."""
     files = [task[0].file for task in plan.tasks.values()]
     progress = progress_of(plan, manifest.shaping, files)
     report.rows_before = sum(end - begin for each in progress.values() for begin, end in each.ranges)
-    return work_left(plan, progress), [name for each in progress.values() for name in each.stale]
-
-
-def _delete_stale(plan: Plan, stale: Sequence[str]) -> None:
-    for name in stale:
-        plan.store.delete(name)
-        plan.store.delete(quarantine_name(name))
-
-
-def _tidy(plan: Plan, stale: Sequence[str]) -> None:
-    """Drop what does not belong to a complete run, such as what a killed run's last worker wrote of an older file."""
-    _delete_stale(plan, stale)
-    parts = set(plan.store.list("part-"))
-    for name in plan.store.list(f"{QUARANTINE}/"):
-        if name.removeprefix(f"{QUARANTINE}/") not in parts:
-            plan.store.delete(name)
-
-
-def _flow(
-    plan: Plan,
-    manifest: Manifest,
-    left: Sequence[ReadTask],
-    *,
-    shares: Shares,
-    report: RunReport,
-    lock: DriverLock,
-    on_progress: Callable[[RunReport], None],
-) -> None:
-    """Let the splits flow until none is left.
-
-    Raises:
-        OutputError: OUTPUT can't be written to.
-        RunFailed: splits are missing at the end.
-    """
-    job = Job(
-        heads=plan.specs,
-        fingerprints=manifest.fingerprints,
-        engine=manifest.engine,
-        streams=shares.streams,
-        read=plan.spec,
-        output=plan.store.uri,
-        shaping=manifest.shaping,
-        schema=manifest.schema.serialize().to_pybytes(),
-        vector_type=plan.settings["vector_type"],
-    )
-    report.started = time.time()
-    on_progress(report)
-    errors = []
-    with data_context(), closing(_noted(left, job, shares)) as flowing:
-        for note in flowing:
-            lock.check()
-            if "error" in note:
-                if note["kind"] == "OutputError":
-                    raise OutputError(note["error"])
-                errors.append(note["error"])
-                continue
-            report.add(note)
-            on_progress(report)
-    _tidy(plan, _prove_complete(plan, manifest, errors))
-
-
-def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Generator[Note]:
-    if left:
-        tries = start_tries()
-        yield from notes(build(left, job, shares, tries), tries)
-
-
-def _prove_complete(plan: Plan, manifest: Manifest, errors: Sequence[str]) -> list[str]:
-    """Prove that every row is in a part; gives the names of parts that belong to older versions of their files.
-
-    Raises:
-        RunFailed: some are not.
-    """
-    files = [tasks[0].file for tasks in plan.tasks.values()]
-    progress = progress_of(plan, manifest.shaping, files)
-    missing = [plan.tasks[number][0].file.path for number, each in progress.items() if not each.complete]
-    if missing:
-        first = errors[0] if errors else f"{missing[0]}: splits are missing"
-        more = f" (and {len(errors) - 1} more errors)" if len(errors) > 1 else ""
-        raise RunFailed(
-            f"{first}{more}; {len(missing)} of {len(plan.tasks)} files are incomplete, what was committed stays: "
-            "run the same command again"
-        )
-    return [name for each in progress.values() for name in each.stale]
+    stale = [name for each in progress.values() for name in each.stale]
+    return work_left(plan, progress), stale + orphans(plan)

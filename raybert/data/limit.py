@@ -54,7 +54,7 @@ def within_limit(diff: FilesDiff, tasks: Mapping[int, tuple[ReadTask, ...]]) -> 
     Raises:
         SettingsError: a file changed or is gone: the limit would now end elsewhere than the parts that are there.
     """
-    for file in (*diff.changed, *diff.vanished):
+    for file in (*diff.changed, *diff.vanished, *diff.dropped):
         raise SettingsError(
             f"limit: input file {file.path} changed or is gone since the run began, and a limit counts the rows of "
             "all files; start anew with --overwrite"

@@ -205,21 +205,24 @@ class FilesDiff:
         files: all files by number: the known (changed ones as they are now, vanished ones as they were), the new.
         appended: files seen for the first time.
         changed: files whose size or version differs, as they are now; their old parts are to be deleted.
-        vanished: files that are no longer listed.
+        vanished: files that are no longer listed; they keep their numbers and their parts.
+        dropped: files that are no longer listed, where they are to be forgotten: they are not among ``files``.
     """
 
     files: tuple[InputFile, ...]
     appended: tuple[InputFile, ...]
     changed: tuple[InputFile, ...]
-    vanished: tuple[InputFile, ...]
+    vanished: tuple[InputFile, ...] = ()
+    dropped: tuple[InputFile, ...] = ()
 
 
-def merge_files(known: Iterable[InputFile], listed: Iterable[InputFile]) -> FilesDiff:
+def merge_files(known: Iterable[InputFile], listed: Iterable[InputFile], *, sync: bool = False) -> FilesDiff:
     """Join a new listing to the manifest's files; a number, once given, stays with its path.
 
     Args:
         known: the manifest's files; none at the start of a run.
         listed: the files as they are now; their numbers are not looked at.
+        sync: forget files that are no longer listed.
 
     Raises:
         InputError: more files than a part's name can number.
@@ -234,12 +237,14 @@ def merge_files(known: Iterable[InputFile], listed: Iterable[InputFile]) -> File
     appended = tuple(replace(now[path], number=number) for number, path in enumerate(new_paths, free))
     kept = {path: replace(now.get(path, file), number=file.number) for path, file in before.items()}
     changed = (kept[path] for path in before if kept[path] != before[path])
-    vanished = (file for path, file in before.items() if path not in now)
+    gone = _by_number(file for path, file in before.items() if path not in now)
+    stay = [file for path, file in kept.items() if path in now or not sync]
     return FilesDiff(
-        files=_by_number([*kept.values(), *appended]),
+        files=_by_number([*stay, *appended]),
         appended=appended,
         changed=_by_number(changed),
-        vanished=_by_number(vanished),
+        vanished=() if sync else gone,
+        dropped=gone if sync else (),
     )
 
 

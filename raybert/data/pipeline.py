@@ -4,7 +4,8 @@ Each stage asks Ray for another amount of CPU, so that Ray Data keeps them apart
 same, and tokenization would move into the model actors). Blocks hold one row: a split flows as soon as it is read.
 
 A worker that dies is replaced by Ray, and its split tried again, for ever if need be. So the tries are counted outside
-of the workers, in `Tries`: after the third death the split is given up and travels on as an error.
+of the workers, in `Tries`: after the second death the split is set aside and travels on as a suspect, as does one for
+which a stage raises what raybert raises nowhere. The driver looks for the rows to blame when all others are done.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybert.cluster import ENCODE_CPUS, READ_CPUS, WRITE_CPUS, Shares, limit_worker_threads
-from raybert.data.cells import from_row
+from raybert.cluster import ENCODE_CPUS, READ_CPUS, WRITE_CPUS, Shares, first_line, limit_worker_threads
+from raybert.data.cells import from_row, to_row
 from raybert.data.splits import ReadTask
-from raybert.data.stages import Job, ModelStage, Note, encode_stage, error_row, read_stage, write_stage
+from raybert.data.stages import Job, ModelStage, Note, encode_stage, read_stage, write_stage
 from raybert.errors import RaybertError, RunFailed
 
-MOST_DEATHS = 3
+MOST_DEATHS = 2
+
+SUSPECT = "Suspect"
+"""``kind`` of the note of a split that was set aside."""
 
 
 class Tries:
@@ -31,52 +35,62 @@ class Tries:
 
     def __init__(self) -> None:
         self._open: dict[str, int] = {}
-        self._given_up: dict[str, str] = {}
+        self._reached: dict[str, int] = {}
+        self._aside: dict[str, Note] = {}
 
     def begin(self, key: str) -> bool:
         """Count a try; False when as many as `MOST_DEATHS` began before and none ended."""
         self._open[key] = self._open.get(key, 0) + 1
         return self._open[key] <= MOST_DEATHS
 
+    def reach(self, key: str, row: int) -> None:
+        """A reader handed on all rows before this one."""
+        self._reached[key] = max(row, self._reached.get(key, row))
+
+    def reached(self, key: str, row: int) -> int:
+        """The row that the reader of this key reached, having begun at ``row``."""
+        return self._reached.get(key, row)
+
     def end(self, key: str) -> None:
         """The try ended, well or with an error: its worker lives."""
         self._open.pop(key, None)
 
-    def give_up(self, key: str, message: str) -> None:
-        """Remember what to tell of a split that is tried no more."""
-        self._given_up[key] = message
+    def put_aside(self, key: str, note: Note) -> None:
+        """Remember a split that is tried no more."""
+        self._aside[key] = note
 
-    def given_up(self) -> list[str]:
-        """What there is to tell."""
-        return list(self._given_up.values())
+    def aside(self) -> list[Note]:
+        """The notes of all of these."""
+        return list(self._aside.values())
 
 
 def start_tries() -> Any:
-    """`Tries` as an actor of the connected Ray."""
+    """`Tries` as an actor of the connected Ray, on the driver's own node: with another one the whole run would die."""
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return ray.remote(num_cpus=0)(Tries).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Tries).remote()
 
 
 def _key(stage: str, note: Note) -> str:
     return f"{stage}/{note['file']['number']}/{note['begin']}"
 
 
-def _given_up(stage: str, note: Note, tries: Any) -> pa.Table:
+def _died(stage: str, note: Note, tries: Any) -> pa.Table:
     import ray
 
-    rows = f"rows {note['begin']} to {note['end']}" if "end" in note else f"row {note['begin']} on"
-    error = RunFailed(
-        f"{note['file']['path']}, {rows}: {MOST_DEATHS} workers died while they tried to {stage} it; "
-        "given up for this run, the next one tries again"
-    )
+    key = _key(stage, note)
+    if stage == "read":  # from the start of its task on; where it was when it died, only the tries know
+        note = {**note, "begin": ray.get(tries.reached.remote(key, note["begin"]))}
+    note = {**note, "error": f"{MOST_DEATHS} workers died while they tried to {stage} it", "kind": SUSPECT}
     # A reader may have handed on splits before it died: what it hands on now is not looked at then.
-    ray.get(tries.give_up.remote(_key(stage, note), str(error)))
-    return error_row(note, error)
+    ray.get(tries.put_aside.remote(key, note))
+    return to_row(note, {})
 
 
 def _guarded(stage: str, row: pa.Table, tries: Any, work: Callable[[pa.Table], pa.Table]) -> pa.Table:
-    """Do ``work`` unless workers keep dying of this row."""
+    """Do ``work`` unless workers keep dying of this row; what it raises makes the split a suspect."""
     import ray
 
     note, _ = from_row(row)
@@ -84,9 +98,13 @@ def _guarded(stage: str, row: pa.Table, tries: Any, work: Callable[[pa.Table], p
         return row
     key = _key(stage, note)
     if not ray.get(tries.begin.remote(key)):
-        return _given_up(stage, note, tries)
+        return _died(stage, note, tries)
     try:
         return work(row)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  a panic of the tokenizers is no Exception
+        return to_row({**note, "error": f"{stage}: {type(error).__name__}: {first_line(error)}", "kind": SUSPECT}, {})
     finally:
         ray.get(tries.end.remote(key))
 
@@ -98,10 +116,15 @@ def _read(block: pa.Table, job: Job, tries: Any) -> Iterator[pa.Table]:
     note: Note = {"file": {"number": task.file.number, "path": task.file.path}, "begin": task.begin}
     key = _key("read", note)
     if not ray.get(tries.begin.remote(key)):
-        yield _given_up("read", note, tries)
+        yield _died("read", note, tries)
         return
     try:
-        yield from read_stage(task, job)
+        for row in read_stage(task, job):
+            handed_on, _ = from_row(row)
+            yield row
+            del row
+            if "end" in handed_on:
+                ray.get(tries.reach.remote(key, handed_on["end"]))
     finally:
         ray.get(tries.end.remote(key))
 
@@ -183,25 +206,25 @@ def build(tasks: Sequence[ReadTask], job: Job, shares: Shares, tries: Any) -> An
 
 
 def notes(dataset: Any, tries: Any) -> Iterator[Note]:
-    """Run the dataset of `build`; the note of each split as soon as it is committed or given up.
+    """Run the dataset of `build`; the note of each split as soon as it is committed, failed or set aside.
 
     Raises:
         RaybertError: an error of ours that no stage could turn into a note (a model actor that can't start).
     """
     import ray
 
-    from raybert.cluster import cause_of, first_line
+    from raybert.cluster import cause_of
 
     told = set()
     try:
         for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for number in range(block.num_rows):
                 note, _ = from_row(block.slice(number, 1).combine_chunks())
-                told.add(note.get("error"))
+                told.add((note.get("error"), note["file"]["number"], note["begin"]))
                 yield note
-        for message in ray.get(tries.given_up.remote()):
-            if message not in told:
-                yield {"error": message, "kind": RunFailed.__name__}
+        for note in ray.get(tries.aside.remote()):
+            if (note["error"], note["file"]["number"], note["begin"]) not in told:
+                yield note
     except RaybertError:
         raise
     except ray.exceptions.RayError as error:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from raybert.config import DEVICES, DTYPES, HeadSpec, one_of, unique_names
 from raybert.data import manifest as manifests
 from raybert.data.estimate import estimate_rows
-from raybert.data.files import Inputs, list_inputs
+from raybert.data.files import InputRoot, Inputs, list_inputs
 from raybert.data.heads import VECTOR_TYPES, check_pairs, in_order, output_schema
 from raybert.data.limit import limit_tasks, within_limit
 from raybert.data.manifest import FilesDiff, Manifest
@@ -60,6 +60,7 @@ class Options:
         dtype: of the arithmetic.
         device: of the model actors.
         budget: tokens of one forward.
+        sync: drop the parts of input files that are gone.
         overwrite: delete what an earlier run left in OUTPUT.
     """
 
@@ -76,6 +77,7 @@ class Options:
     dtype: str | None = None
     device: str | None = None
     budget: int | None = None
+    sync: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -172,7 +174,7 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
         for task in program.tasks.values():
             task.tokenizer()
     schema = output_schema(specs, program, columns, settings["vector_type"])
-    diff = manifests.merge_files(manifest.files if manifest else (), inputs.files)
+    diff = manifests.merge_files(manifest.files if manifest else (), inputs.files, sync=options.sync)
     tasks = _plan_tasks(inputs, diff, footers, settings)
     plan = Plan(
         store=store,
@@ -181,22 +183,27 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
         settings=settings,
         manifest=manifest,
         diff=diff if settings["limit"] is None else within_limit(diff, tasks),
-        spec=ReadSpec(
-            root=inputs.root,
-            format=inputs.format,
-            text_column=columns.text_column,
-            keep=columns.keep,
-            split_rows=settings["split_rows"],
-            split_bytes=settings["split_bytes"],
-            pair_column=columns.pair_column,
-            pair_type=columns.pair_type,
-        ),
+        spec=read_spec(inputs.root, columns, settings),
         schema=schema,
         tasks=tasks,
     )
     if manifest is not None:
         manifests.compare(manifest, {}, plan.heads(manifest.engine["dtype"]))
     return plan
+
+
+def read_spec(root: InputRoot, columns: InputSchema, settings: Mapping[str, Any]) -> ReadSpec:
+    """How the files below ``root`` are read: by the run's columns and its settings, as the manifest has them."""
+    return ReadSpec(
+        root=root,
+        format=settings["input_format"],
+        text_column=columns.text_column,
+        keep=columns.keep,
+        split_rows=settings["split_rows"],
+        split_bytes=settings["split_bytes"],
+        pair_column=columns.pair_column,
+        pair_type=columns.pair_type,
+    )
 
 
 def _local_or_uri(output: str) -> str:
@@ -315,6 +322,13 @@ def progress_of(plan: Plan, shaping: str, files: Sequence[InputFile]) -> dict[in
         footers = {name: _rows_and_last(plan.store, name) for name in listing.unsettled}
         found[file.number] = settle(listing, footers)
     return found
+
+
+def orphans(plan: Plan) -> list[str]:
+    """Names of parts whose input file the run no longer knows: a sync has dropped it, or was killed over it."""
+    numbers = {file.number for file in plan.diff.files}
+    spelled = {name: parse_part_name(name) for name in plan.store.list("part-")}
+    return [name for name, part in spelled.items() if part is not None and part.file not in numbers]
 
 
 def _rows_and_last(store: Store, name: str) -> tuple[int, bool] | None:

@@ -6,7 +6,7 @@ was listed) is an InputError that names the file and the row reached.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raybert.data.cut import Cutter
+from raybert.data.cut import Cutter, Step
 from raybert.data.files import InputRoot, check_unchanged, first_line, open_stream
 from raybert.data.jsonl import JsonRows, LineParser, TextRows
 from raybert.data.lines import LINE_LIMIT, Lines, read_lines
 from raybert.data.parquet import open_parquet, parquet_batches
-from raybert.data.rows import bad_schema, good_schema
-from raybert.data.splits import ReadTask, Split
+from raybert.data.rows import ROW, bad_schema, good_schema
+from raybert.data.splits import Excluded, ReadTask, Split
 from raybert.errors import InputError
 
 
@@ -106,7 +106,8 @@ def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
                         yield pending.pop(last=False)
                     pending = _Pending(task.file.number, step.row, spec)
                 assert pending is not None
-                pending.add(*batch.rows(step.start, step.stop))
+                for rows, bad in _parsed(batch, step, task.excluded, spec):
+                    pending.add(rows, bad)
             if cutter.finished:
                 break
     check_unchanged(spec.root, task.file)
@@ -117,6 +118,29 @@ def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
         )
     pending = pending or _Pending(task.file.number, task.begin, spec)
     yield pending.pop(last=task.closes_file)
+
+
+def _parsed(
+    batch: _Batch, step: Step, excluded: Sequence[Excluded], spec: ReadSpec
+) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """The rows of a step, good and bad; excluded ones are not even parsed: that may be what kills a worker."""
+    at, first = step.start, step.row - step.start
+    for each in excluded:
+        place = each.row - first
+        if step.start <= place < step.stop:
+            if at < place:
+                yield batch.rows(at, place)
+            yield good_schema(spec.keep, spec.pair_type).empty_table(), _unparsed(each, spec)
+            at = place + 1
+    if at < step.stop:
+        yield batch.rows(at, step.stop)
+
+
+def _unparsed(row: Excluded, spec: ReadSpec) -> pa.Table:
+    """A bad row of which nothing is known but where it stands."""
+    schema = bad_schema(spec.keep)
+    known = {ROW: row.row, "reason": row.reason, "detail": row.detail}
+    return pa.table([pa.array([known.get(field.name)], field.type) for field in schema], schema=schema)
 
 
 class _Pending:

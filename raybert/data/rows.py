@@ -28,17 +28,34 @@ RESERVED = (FILE, ROW, TEXT, PAIR)
 BAD_COLUMNS = ("text", "reason", "detail")
 """The quarantine's own columns. A kept column of such a name is in the parts, but not in the quarantine."""
 
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a row is in the quarantine.
+
+    Attributes:
+        text: for people.
+        retryable: computing the row again, its file unchanged, may well succeed.
+    """
+
+    text: str
+    retryable: bool = False
+
+
 REASONS = {
-    "null": "the text or the pair column's value is null, or its key is missing",
-    "wrong_type": "the text is no string; or the pair column's value is none, or no list of one string or more",
-    "invalid_json": "the line is not JSON",
-    "not_an_object": "the line is JSON, but not an object",
-    "invalid_utf8": "a text or the line is not UTF-8",
-    "lone_surrogate": "a text holds half of a surrogate pair, which UTF-8 can't express",
-    "kept_column": "a kept column's value does not fit the run's schema",
-    "too_long": "the line is longer than the limit",
+    "null": Reason("the text or the pair column's value is null, or its key is missing"),
+    "wrong_type": Reason("the text is no string; or the pair column's value is none, or no list of one string or more"),
+    "invalid_json": Reason("the line is not JSON"),
+    "not_an_object": Reason("the line is JSON, but not an object"),
+    "invalid_utf8": Reason("a text or the line is not UTF-8"),
+    "lone_surrogate": Reason("a text holds half of a surrogate pair, which UTF-8 can't express"),
+    "kept_column": Reason("a kept column's value does not fit the run's schema"),
+    "too_long": Reason("the line is longer than the limit"),
+    "killed_worker": Reason("a worker died each time it computed the row"),
+    "out_of_memory": Reason("the row alone takes more memory than there was", retryable=True),
+    "failed": Reason("a stage failed on the row with an error that raybert does not know", retryable=True),
 }
-"""Why reading puts a row into the quarantine."""
+"""Why a row goes into the quarantine: what reading finds, then what computing brings to light."""
 
 
 @dataclass(frozen=True, slots=True)

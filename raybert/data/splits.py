@@ -66,6 +66,15 @@ class PartName:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Excluded:
+    """A row that is not processed: it goes into the quarantine with this reason and detail."""
+
+    row: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadTask:
     """One stream over (a piece of) one file, which hands on its splits in order.
 
@@ -76,6 +85,7 @@ class ReadTask:
         end: end of the rows to produce; None where only the end of the stream tells.
         closes_file: the last split of this task is the file's last.
         done: committed row ranges inside ``[begin, end)``, ascending: passed over, nothing is handed on.
+        excluded: rows that are not even parsed, ascending: earlier tries found that they fail (see `search`).
     """
 
     file: InputFile
@@ -84,6 +94,7 @@ class ReadTask:
     end: int | None
     closes_file: bool
     done: tuple[RowRange, ...] = ()
+    excluded: tuple[Excluded, ...] = ()
 
 
 def split_hash(file: InputFile, begin: int, end: int, shaping: str) -> str:

@@ -11,8 +11,10 @@ stage passes it by, and the driver reports it.
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -34,12 +36,13 @@ from raybert.data.cells import (
     to_row,
     windows_from,
 )
+from raybert.data.driver import check_driven
 from raybert.data.part import Receipt, encode_part, encode_quarantine, quarantine_name
 from raybert.data.read import RawSplit, ReadSpec, read_splits
 from raybert.data.rows import PAIR, TEXT
 from raybert.data.splits import InputFile, ReadTask, Split, part_name
 from raybert.data.store import Store
-from raybert.errors import DeviceError, RaybertError
+from raybert.errors import CheckpointError, DeviceError, InputError, RaybertError
 from raybert.tasks.program import Program, open_program
 from raybert.text.encoding import Windows
 from raybert.version import VERSION
@@ -61,6 +64,7 @@ class Job:
         shaping: digest of what shapes rows; it enters every part's name.
         schema: the output schema, serialised: a pickled one forgets details.
         vector_type: float32 or float16.
+        driver: token of the driver that owns OUTPUT; nothing is committed where another one does.
     """
 
     heads: tuple[HeadSpec, ...]
@@ -72,11 +76,25 @@ class Job:
     shaping: str
     schema: bytes
     vector_type: str
+    driver: str
 
     @property
     def pairs(self) -> bool:
         """Whether a second text, or a list of choices, stands beside each text."""
         return self.read.pair_column is not None
+
+
+def _program(heads: Sequence[HeadSpec], *, pairs: bool = False) -> Program:
+    """The heads, opened on this worker's node.
+
+    Raises:
+        CheckpointError: one can't be, though the driver has opened it on its own node.
+    """
+    try:
+        return open_program(heads, pairs=pairs)
+    except CheckpointError as error:
+        where = f"on node {socket.gethostname()}, though the driver could read it"
+        raise CheckpointError(f"{error}; so it is {where}: put the same files on every node") from error
 
 
 def error_row(note: Note, error: RaybertError) -> pa.Table:
@@ -88,13 +106,20 @@ def read_stage(task: ReadTask, job: Job) -> Iterator[pa.Table]:
     """One read task -> a row for each of its splits."""
     note: Note = {"file": asdict(task.file), "begin": task.begin}
 
-    def as_row(raw: RawSplit) -> pa.Table:
+    def as_row(raw: RawSplit, begun: float) -> pa.Table:
         split = {"begin": raw.split.begin, "end": raw.split.end, "last": raw.split.last}
-        return to_row({**note, **split}, {"rows": raw.rows, "bad": raw.bad})
+        seconds = time.perf_counter() - begun
+        return to_row({**note, **split, "read_s": seconds}, {"rows": raw.rows, "bad": raw.bad})
 
+    splits = read_splits(task, job.read)
     try:
-        # No name here holds a split that was handed on while the next one is read.
-        yield from map(as_row, read_splits(task, job.read))
+        while True:
+            begun = time.perf_counter()
+            try:
+                row = [as_row(next(splits), begun)]
+            except StopIteration:
+                return
+            yield row.pop()  # no name here holds a split that was handed on while the next one is read
     except RaybertError as error:
         yield error_row(note, error)
 
@@ -104,15 +129,15 @@ def encode_stage(row: pa.Table, job: Job) -> pa.Table:
     note, tables = from_row(row)
     if "error" in note:
         return row
-    rows = tables["rows"]
+    rows, begun = tables["rows"], time.perf_counter()
     try:
-        program = open_program(job.heads, pairs=job.pairs)
+        program = _program(job.heads, pairs=job.pairs)
         tables |= encoded_tables(program, *row_texts(rows))
     except RaybertError as error:
         return error_row(note, error)
     if not any(task.needs_texts for task in program.tasks.values()):
         tables["rows"] = rows.drop_columns([name for name in (TEXT, PAIR) if name in rows.column_names])
-    return to_row(note, tables)
+    return to_row({**note, "encode_s": time.perf_counter() - begun}, tables)
 
 
 def row_texts(rows: pa.Table) -> tuple[list[str], list[Any] | None]:
@@ -165,7 +190,7 @@ class ModelStage:
 
         settings = EngineSettings.from_dict(engine)
         settings.check()
-        self._program = open_program(specs, pairs=pairs)
+        self._program = _program(specs, pairs=pairs)
         for name, task in self._program.tasks.items():
             if task.fingerprint(settings.dtype) != fingerprints[name]:
                 raise DeviceError(
@@ -234,19 +259,63 @@ def write_stage(row: pa.Table, job: Job) -> pa.Table:
     note, tables = from_row(row)
     if "error" in note:
         return row
+    begun = time.perf_counter()
     try:
-        return to_row({**note, **_commit(note, tables, job), "committed": time.time()}, {})
+        done = _commit(make_files(note, tables, job), job)
     except RaybertError as error:
         return error_row(note, error)
+    return to_row({**note, **done, "write_s": time.perf_counter() - begun, "committed": time.time()}, {})
 
 
-def _commit(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Note:
+def compute_split(task: ReadTask, job: Job, model: Callable[[pa.Table], pa.Table]) -> None:
+    """All that happens to the splits of a task before their commit, in this process.
+
+    Raises:
+        InputError: the file is at fault.
+        Exception: whatever a row may cause.
+    """
+    for read in read_stage(task, job):
+        note, tables = from_row(model(encode_stage(read, job)))
+        if "error" in note:
+            raise InputError(note["error"])
+        make_files(note, tables, job)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """A split's files, complete and not yet written.
+
+    Attributes:
+        name: of the part.
+        part: its bytes.
+        quarantine: bytes of its file in the quarantine; None where no row is bad.
+        note: what there is to count.
+    """
+
+    name: str
+    part: pa.Buffer
+    quarantine: pa.Buffer | None
+    note: Note
+
+
+def _commit(files: Files, job: Job) -> Note:
+    store = _store(job.output)
+    check_driven(store, job.driver)
+    # The quarantine comes first: a part that is there proves that its quarantine is there too.
+    if files.quarantine is not None:
+        store.write(quarantine_name(files.name), files.quarantine)
+    store.write(files.name, files.part)
+    return files.note
+
+
+def make_files(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Files:
+    """Decode a split's arrays and make the bytes of its files."""
     file = InputFile(**note["file"])
     split = Split(file=file.number, begin=note["begin"], end=note["end"], last=note["last"])
     rows, bad = tables["rows"], tables["bad"]
     # Texts come this far only where a head decodes from them.
     texts, seconds = row_texts(rows) if TEXT in rows.column_names else ([], [] if job.pairs else None)
-    program = open_program(job.heads, pairs=job.pairs)
+    program = _program(job.heads, pairs=job.pairs)
     columns, tokens = head_columns(program, tables, job.vector_type, texts, seconds)
     schema = pa.ipc.read_schema(pa.py_buffer(job.schema))
     numbers = pa.array(np.full(len(rows), file.number, np.int32))
@@ -264,14 +333,24 @@ def _commit(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Note:
         last=split.last,
     )
     part = encode_part(pa.table([columns[name] for name in schema.names], schema=schema), receipt)
-    name, store = part_name(file, split, job.shaping), _store(job.output)
-    # The quarantine comes first: a part that is there proves that its quarantine is there too.
+    quarantine = None
     if len(bad):
         bad = bad.add_column(0, "_file", pa.array(np.full(len(bad), file.number, np.int32)))
-        store.write(quarantine_name(name), encode_quarantine(bad))
-    store.write(name, part)
-    forwarded = note["forwarded"]
-    return {"part": name, "ok": len(rows), "quarantined": len(bad), "tokens": tokens, "forwarded": forwarded}
+        quarantine = encode_quarantine(bad)
+    return Files(
+        name=part_name(file, split, job.shaping),
+        part=part,
+        quarantine=quarantine,
+        note={
+            "part": part_name(file, split, job.shaping),
+            "ok": len(rows),
+            "quarantined": len(bad),
+            "filtered": receipt.filtered,
+            "reasons": dict(Counter(bad["reason"].to_pylist())),
+            "tokens": tokens,
+            "forwarded": note["forwarded"],
+        },
+    )
 
 
 @lru_cache(maxsize=1)
@@ -290,7 +369,7 @@ def load_check(heads: Sequence[HeadSpec], device: str, dtype: str, budget: int |
     """
     from raybert.engine import Trunk, choose_settings
 
-    program = open_program(heads)
+    program = _program(heads)
     widths = [
         t.checkpoint.config.hidden_size // t.checkpoint.config.num_attention_heads for t in program.tasks.values()
     ]

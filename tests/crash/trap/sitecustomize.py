@@ -3,8 +3,8 @@
 ``RAYBERT_TRAP`` holds JSON:
 
 - ``{"commit_s": 0.2}``: a write worker takes that long between a part's bytes on disk and its final name.
-- ``{"kill": ["encode", "b.jsonl", 20]}``: the stage kills its own worker when it meets the split of that file and row;
-  the stages are read, encode, compute, write.
+- ``{"kill": ["encode", "b.jsonl", 20]}``: the stage kills its own worker when it meets that row of that file among the
+  rows to process; the stages are read, encode, compute, write.
 - ``{"fail": ["encode", "b.jsonl", 20]}``: the stage raises there what raybert raises nowhere.
 - ``{"full_after": 3}``: a write worker's disk is full after so many commits of it.
 """
@@ -55,21 +55,31 @@ class _Armed(Loader):
 def _arm(stages: Any, trap: dict[str, Any]) -> None:
     """Wrap the stages; ``raybert.data.pipeline`` takes them from this module afterwards."""
     stages.write_stage = _with_disk(stages.write_stage, trap)
-    stage, path, begin = trap.get("kill") or trap.get("fail") or (None, None, None)
+    stage, path, number = trap.get("kill") or trap.get("fail") or (None, None, None)
 
-    def spring(row: Any) -> None:
-        note, _ = stages.from_row(row)
-        if note["file"]["path"] == path and note["begin"] == begin:
+    def spring_at(note: Any, tables: Any) -> None:
+        if note["file"]["path"] == path and "rows" in tables and number in tables["rows"]["_row"].to_pylist():
             if "fail" in trap:
                 raise ValueError("the trap\nwas sprung")
             os.kill(os.getpid(), signal.SIGKILL)
 
+    def spring(row: Any) -> None:
+        spring_at(*stages.from_row(row))
+
     if stage == "read":
         stages.read_stage = _on_the_way_out(stages.read_stage, spring)
+    elif stage == "encode":
+        stages.encode_stage = _on_the_way_in(stages.encode_stage, spring)
     elif stage == "compute":
         stages.ModelStage.__call__ = _on_the_way_in(stages.ModelStage.__call__, spring)
-    elif stage is not None:
-        setattr(stages, f"{stage}_stage", _on_the_way_in(getattr(stages, f"{stage}_stage"), spring))
+    elif stage == "write":
+        make = stages.make_files
+
+        def make_files(note: Any, tables: Any, job: Any) -> Any:
+            spring_at(note, tables)
+            return make(note, tables, job)
+
+        stages.make_files = make_files
 
 
 def _on_the_way_in(work: Callable[..., Any], spring: Callable[[Any], None]) -> Callable[..., Any]:
