@@ -105,10 +105,10 @@ def watch(process: Popen[str], *, every_s: float = 0.1, looks: int = 25) -> dict
 
 
 @contextmanager
-def stopped(process: Popen[str], *, patience_s: float = 60) -> Iterator[None]:
-    """End the process by SIGTERM if the block leaves it running, and wait for it."""
+def stopped(process: Popen[str], *, patience_s: float = 60) -> Iterator[Popen[str]]:
+    """The process, which is ended by SIGTERM if the block leaves it running, and waited for."""
     try:
-        yield
+        yield process
     finally:
         if process.poll() is None:
             process.terminate()

@@ -26,27 +26,57 @@ app = typer.Typer(
 
 _LINES_AT_ONCE = 1024
 
-Model = Annotated[str | None, typer.Option(help='A folder, a hub id, or "demo".', metavar="MODEL")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", metavar="REV")]
-OptionWords = Annotated[
-    list[str] | None, typer.Option("--option", help="A task option; repeat for more.", metavar="[NAME.]KEY=VALUE")
+# The panels of --help.
+_INPUT, _OUTPUT, _HEADS, _RESOURCES = "Input", "Output", "Heads", "Resources"
+_RELIABILITY, _RUN_FILE = "Reliability", "Run file and logs"
+
+Model = Annotated[
+    str | None, typer.Option(help='A folder, a hub id, or "demo".', metavar="MODEL", rich_help_panel=_HEADS)
 ]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens a text is cut to.", metavar="TOKENS")]
-Prompt = Annotated[str | None, typer.Option(help="Text put before every text.")]
-Dimensions = Annotated[int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N")]
-PoolingMode = Annotated[str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE")]
-Windows = Annotated[str | None, typer.Option(help="What happens to longer texts: truncate or slide.", metavar="HOW")]
-Stride = Annotated[int | None, typer.Option(help="Sliding: tokens that windows share.", metavar="TOKENS")]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a hub id.", metavar="REV", rich_help_panel=_HEADS)
+]
+OptionWords = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option", help="A task option; repeat for more.", metavar="[NAME.]KEY=VALUE", rich_help_panel=_HEADS
+    ),
+]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Tokens a text is cut to.", metavar="TOKENS", rich_help_panel=_HEADS)
+]
+Prompt = Annotated[str | None, typer.Option(help="Text put before every text.", rich_help_panel=_HEADS)]
+Dimensions = Annotated[
+    int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N", rich_help_panel=_HEADS)
+]
+PoolingMode = Annotated[
+    str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE", rich_help_panel=_HEADS)
+]
+Windows = Annotated[
+    str | None,
+    typer.Option(help="What happens to longer texts: truncate or slide.", metavar="HOW", rich_help_panel=_HEADS),
+]
+Stride = Annotated[
+    int | None, typer.Option(help="Sliding: tokens that windows share.", metavar="TOKENS", rich_help_panel=_HEADS)
+]
 Aggregation = Annotated[
     str | None,
-    typer.Option(help="ner: none, simple, first, average, max; sliding: mean, max.", metavar="HOW"),
+    typer.Option(
+        help="ner: none, simple, first, average, max; sliding: mean, max.", metavar="HOW", rich_help_panel=_HEADS
+    ),
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", help="How many answers or scores there are.", metavar="N")]
+TopK = Annotated[
+    int | None,
+    typer.Option("--top-k", help="How many answers or scores there are.", metavar="N", rich_help_panel=_HEADS),
+]
 Threshold = Annotated[
-    float | None, typer.Option(help="Multi-label: the lowest score of a given label.", metavar="SCORE")
+    float | None,
+    typer.Option(help="Multi-label: the lowest score of a given label.", metavar="SCORE", rich_help_panel=_HEADS),
 ]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE", rich_help_panel=_RESOURCES)]
+Dtype = Annotated[
+    str | None, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE", rich_help_panel=_RESOURCES)
+]
 
 
 def _version(wanted: bool) -> None:
@@ -148,32 +178,67 @@ def _stdin_lines() -> Iterator[str]:
             raise RowError(row, "invalid_utf8", f"byte {error.start} of the line is not UTF-8") from None
 
 
+def _use_config(context: typer.Context, value: str | None) -> str | None:
+    from raybert.cli.runfile import use_config
+
+    return use_config(context, value)
+
+
 @app.command()
 def run(  # noqa: PLR0913  one parameter a flag
-    head: Annotated[list[str], typer.Argument(help="TASK, TASK=MODEL or NAME:TASK=MODEL.", metavar="HEAD...")],
+    context: typer.Context,
+    head: Annotated[
+        list[str] | None, typer.Argument(help="TASK, TASK=MODEL or NAME:TASK=MODEL.", metavar="HEAD...")
+    ] = None,
     *,
-    input: Annotated[str, typer.Option("--input", help="A file, folder or URI.", metavar="URI")],  # noqa: A002
-    output: Annotated[str, typer.Option(help="The run's folder.", metavar="URI")],
+    input: Annotated[  # noqa: A002
+        str | None, typer.Option("--input", help="A file, folder or URI.", metavar="URI", rich_help_panel=_INPUT)
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="The run's folder.", metavar="URI", rich_help_panel=_OUTPUT)
+    ] = None,
     model: Model = None,
     revision: Revision = None,
-    text_column: Annotated[str | None, typer.Option(help="The column of texts [default: text].", metavar="COL")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="The column of texts [default: text].", metavar="COL", rich_help_panel=_INPUT)
+    ] = None,
     pair_column: Annotated[
-        str | None, typer.Option(help="The column of second texts, or lists of choices.", metavar="COL")
+        str | None,
+        typer.Option(help="The column of second texts, or lists of choices.", metavar="COL", rich_help_panel=_INPUT),
     ] = None,
-    keep: Annotated[str | None, typer.Option(help="Columns to carry along.", metavar="COL,COL|all")] = None,
-    input_format: Annotated[str | None, typer.Option(help="auto, parquet, jsonl or text.", metavar="FORMAT")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N rows.", metavar="N")] = None,
-    split_rows: Annotated[int | None, typer.Option(help="Most rows of a part [default: 16384].", metavar="N")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Columns to carry along.", metavar="COL,COL|all", rich_help_panel=_OUTPUT)
+    ] = None,
+    input_format: Annotated[
+        str | None, typer.Option(help="auto, parquet, jsonl or text.", metavar="FORMAT", rich_help_panel=_INPUT)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N rows.", metavar="N", rich_help_panel=_INPUT)
+    ] = None,
+    split_rows: Annotated[
+        int | None, typer.Option(help="Most rows of a part [default: 16384].", metavar="N", rich_help_panel=_OUTPUT)
+    ] = None,
     split_bytes: Annotated[
-        str | None, typer.Option(help="Most input bytes of a part [default: 32MiB].", metavar="SIZE")
+        str | None,
+        typer.Option(help="Most input bytes of a part [default: 32MiB].", metavar="SIZE", rich_help_panel=_OUTPUT),
     ] = None,
-    budget: Annotated[int | None, typer.Option(help="Tokens of one forward.", metavar="TOKENS")] = None,
-    actors: Annotated[str | None, typer.Option(help="Model actors.", metavar="N|MIN:MAX")] = None,
-    cpus_per_actor: Annotated[float | None, typer.Option(help="CPUs booked for one actor.", metavar="X")] = None,
-    gpus_per_actor: Annotated[float | None, typer.Option(help="GPUs booked for one actor.", metavar="X")] = None,
+    budget: Annotated[
+        int | None, typer.Option(help="Tokens of one forward.", metavar="TOKENS", rich_help_panel=_RESOURCES)
+    ] = None,
+    actors: Annotated[
+        str | None, typer.Option(help="Model actors.", metavar="N|MIN:MAX", rich_help_panel=_RESOURCES)
+    ] = None,
+    cpus_per_actor: Annotated[
+        float | None, typer.Option(help="CPUs booked for one actor.", metavar="X", rich_help_panel=_RESOURCES)
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(help="GPUs booked for one actor.", metavar="X", rich_help_panel=_RESOURCES)
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
-    vector_type: Annotated[str | None, typer.Option(help="float32 or float16, as written.", metavar="TYPE")] = None,
+    vector_type: Annotated[
+        str | None, typer.Option(help="float32 or float16, as written.", metavar="TYPE", rich_help_panel=_OUTPUT)
+    ] = None,
     option: OptionWords = None,
     max_length: MaxLength = None,
     prompt: Prompt = None,
@@ -184,20 +249,62 @@ def run(  # noqa: PLR0913  one parameter a flag
     aggregation: Aggregation = None,
     top_k: TopK = None,
     threshold: Threshold = None,
-    sync: Annotated[bool, typer.Option("--sync", help="Drop the parts of input files that are gone.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what the run would take, and stop.", rich_help_panel=_RESOURCES)
+    ] = False,
+    sync: Annotated[
+        bool,
+        typer.Option("--sync/--no-sync", help="Drop the parts of input files that are gone.", rich_help_panel=_OUTPUT),
+    ] = False,
     max_quarantine: Annotated[
-        str | None, typer.Option(help="Stop when more rows are bad.", metavar="N|SHARE%")
+        str | None, typer.Option(help="Stop when more rows are bad.", metavar="N|SHARE%", rich_help_panel=_RELIABILITY)
     ] = None,
     retry_quarantine: Annotated[
-        bool, typer.Option("--retry-quarantine", help="Try rows again that a retry could heal.")
+        bool,
+        typer.Option(
+            "--retry-quarantine", help="Try rows again that a retry could heal.", rich_help_panel=_RELIABILITY
+        ),
     ] = False,
     retry_reason: Annotated[
-        list[str] | None, typer.Option(help="A reason to try again beside those; repeat it.", metavar="REASON")
+        list[str] | None,
+        typer.Option(
+            help="A reason to try again beside those; repeat it.", metavar="REASON", rich_help_panel=_RELIABILITY
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left.")] = False,
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete what an earlier run left.", rich_help_panel=_OUTPUT)
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS", rich_help_panel=_RESOURCES)
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="A run file; the command line wins over it.",
+            metavar="FILE",
+            is_eager=True,
+            callback=_use_config,
+            rich_help_panel=_RUN_FILE,
+        ),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print this run as a run file, and stop.", rich_help_panel=_RUN_FILE)
+    ] = False,
+    log_format: Annotated[
+        str,
+        typer.Option(help="text, or json: an object a line on stderr.", metavar="FORMAT", rich_help_panel=_RUN_FILE),
+    ] = "text",
+    metrics: Annotated[
+        bool,
+        typer.Option("--metrics/--no-metrics", help="Count in Ray's own metrics.", rich_help_panel=_RUN_FILE),
+    ] = False,
 ) -> None:
     """Run heads over a corpus into a folder of Parquet parts. Run it again to continue."""
+    from raybert.cli import runfile
+    from raybert.config import one_of
+
+    runfile.check_given(head=head, input=input, output=output)
+    one_of("log-format", log_format, ("text", "json"))
     short = {
         "max_length": max_length,
         "prompt": prompt,
@@ -209,7 +316,11 @@ def run(  # noqa: PLR0913  one parameter a flag
         "top_k": top_k,
         "threshold": threshold,
     }
-    specs = words.head_specs(head, model=model, revision=revision, options=option or (), short=short)
+    task_options = runfile.option_words(context, option or ())
+    specs = words.head_specs(head or (), model=model, revision=revision, options=task_options, short=short)
+    if print_config:
+        typer.echo(runfile.printed(context, specs, ["model", "revision", "option", *short]))
+        return
     given: dict[str, Any] = {
         "text_column": text_column,
         "pair_column": pair_column,
@@ -223,22 +334,31 @@ def run(  # noqa: PLR0913  one parameter a flag
         "device": device,
         "budget": budget,
     }
-    from raybert.cli.batch import run_and_show
+    from raybert.cli.batch import run_and_show, show_plan
 
+    asked: dict[str, Any] = {
+        "input_uri": input,
+        "output": output,
+        "actors": None if actors is None else words.actor_range(actors),
+        "cpus_per_actor": cpus_per_actor,
+        "gpus_per_actor": gpus_per_actor,
+        "sync": sync,
+        "overwrite": overwrite,
+        "address": address,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    if plan:
+        show_plan(specs, options, **asked)
+        return
     run_and_show(
         specs,
-        {key: value for key, value in given.items() if value is not None},
-        input_uri=input,
-        output=output,
-        actors=None if actors is None else words.actor_range(actors),
-        cpus_per_actor=cpus_per_actor,
-        gpus_per_actor=gpus_per_actor,
-        sync=sync,
+        options,
         max_quarantine=max_quarantine,
         retry_quarantine=retry_quarantine,
         retry_reasons=tuple(retry_reason or ()),
-        overwrite=overwrite,
-        address=address,
+        metrics=metrics,
+        log_format=log_format,
+        **asked,
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from raybert.cli.progress import duration, watcher
 from raybert.cli.words import counted
 from raybert.config import HeadSpec
-from raybert.data.job import run
+from raybert.data.foretell import Preview
+from raybert.data.job import preview, run
 from raybert.data.runreport import RunReport
 
 
@@ -30,6 +31,69 @@ def run_and_show(
             raise
     sys.stdout.write(summary(report) + "\n")
     return report
+
+
+def show_plan(
+    specs: Sequence[HeadSpec], options: Mapping[str, Any], *, input_uri: str, output: str, **resources: Any
+) -> None:
+    """Say on stdout what a run would do and take."""
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    with _terminable():
+        found = preview(specs, input=input_uri, output=output, **options, **resources)
+    lines = list(plan_lines(found))
+    width = max(len(name) for name, _ in lines)
+    sys.stdout.write("".join(f"{name:<{width}}  {value}\n" for name, value in lines))
+
+
+def plan_lines(found: Preview) -> Iterator[tuple[str, str]]:
+    """A plan, line by line: what, and how much."""
+    about = "" if found.rows_exact else "about "
+    yield "input", f"{found.input}: {counted(found.files, 'file')}, {about}{counted(found.rows, 'row')}"
+    if found.rows_before:
+        yield "done", f"{counted(found.rows_before, 'row')} are committed already"
+    ahead = found.forecast
+    if ahead is None:
+        yield "left", "nothing" if not found.splits else "unknown: no row of the sample can be computed"
+        return
+    yield "output", f"{found.output}: about {counted(found.splits, 'part')}, {_bytes(ahead.bytes)}"
+    yield "tokens", f"about {ahead.tokens:,}"
+    shares = found.shares
+    size = f"{shares.gpus:g} GPUs" if shares.gpus else counted(shares.streams, "thread")
+    feeders = f"{shares.readers} reading, {shares.encoders} encoding, {shares.writers} writing"
+    yield "actors", f"{shares.most} of {size}; beside them {feeders}"
+    yield "feeding", f"reading, encoding and writing take {ahead.feeders:.2f} CPUs for each model actor"
+    yield (
+        "time",
+        f"about {duration(ahead.seconds)} ({duration(ahead.low)} to {duration(ahead.high)}) on {found.cpus:g} CPUs "
+        f"after start-up; bound by {_BOUNDS[ahead.bound]}",
+    )
+
+
+_BOUNDS = {
+    "model": "the model",
+    "read": "reading",
+    "encode": "encoding",
+    "write": "writing",
+    "CPUs": "the CPUs that all stages share",
+}
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):  # noqa: B007
+        if size < 1024 or unit == "PiB":
+            break
+        size /= 1024
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _against_plan(report: RunReport) -> str:
+    """How far off the forecast was."""
+    assert report.plan is not None
+    assert report.last_commit is not None
+    expected, taken = report.plan["seconds"], report.last_commit - report.started
+    direction = "more" if expected > taken else "less"
+    return f"the plan said {duration(expected)}, {abs(expected / taken - 1):.0%} {direction} than it took"
 
 
 def summary(report: RunReport) -> str:
@@ -55,6 +119,8 @@ def summary(report: RunReport) -> str:
             f"{duration(report.last_commit - report.started)} in all, first commit after "
             f"{duration((report.first_commit or report.started) - report.started)}"
         )
+        if report.plan is not None:
+            parts.append(_against_plan(report))
     return f"{report.output}: " + ", ".join(parts)
 
 

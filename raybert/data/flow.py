@@ -19,10 +19,27 @@ from raybert.data.runreport import RunReport
 from raybert.data.search import Found, excluded, search
 from raybert.data.splits import Excluded, Progress, ReadTask
 from raybert.data.stages import Job, Note
+from raybert.data.waiting import watched
 from raybert.errors import OutputError, RunFailed
 
 _MOST_SEARCHES = 8  # of one split: each one but the last finds a row, or a worker died of something else
 _HOPELESS = 16  # so many splits fail and none is committed: what fails is not their rows
+
+
+def make_job(plan: Plan, manifest: Manifest, shares: Shares, driver: str) -> Job:
+    """What the stages have to know; ``driver`` is the token of who owns OUTPUT."""
+    return Job(
+        heads=plan.specs,
+        fingerprints=manifest.fingerprints,
+        engine=manifest.engine,
+        streams=shares.streams,
+        read=plan.spec,
+        output=plan.store.uri,
+        shaping=manifest.shaping,
+        schema=manifest.schema.serialize().to_pybytes(),
+        vector_type=plan.settings["vector_type"],
+        driver=driver,
+    )
 
 
 @dataclass(kw_only=True)
@@ -59,7 +76,7 @@ class Flow:
             OutputError: OUTPUT can't be written to.
             RunFailed: splits are missing at the end, or too many rows are bad.
         """
-        job = self._job()
+        job = make_job(self.plan, self.manifest, self.shares, self.lock.token)
         self.report.started = time.time()
         self.on_progress(self.report)
         while left:
@@ -69,25 +86,11 @@ class Flow:
         tidy(self.plan, self._prove_complete())
         self._judge(ended=True)
 
-    def _job(self) -> Job:
-        manifest = self.manifest
-        return Job(
-            heads=self.plan.specs,
-            fingerprints=manifest.fingerprints,
-            engine=manifest.engine,
-            streams=self.shares.streams,
-            read=self.plan.spec,
-            output=self.plan.store.uri,
-            shaping=manifest.shaping,
-            schema=manifest.schema.serialize().to_pybytes(),
-            vector_type=self.plan.settings["vector_type"],
-            driver=self.lock.token,
-        )
-
     def _pass(self, left: Sequence[ReadTask], job: Job) -> list[Note]:
         """One dataset over the tasks; gives the notes of the splits that were set aside."""
         suspects: list[Note] = []
-        with data_context(), closing(_noted(left, job, self.shares)) as flowing:
+        waiting = watched(self.shares.cpus, self.shares.gpus)
+        with data_context(), waiting, closing(_noted(left, job, self.shares)) as flowing:
             for note in flowing:
                 self.lock.check()
                 if "error" not in note:

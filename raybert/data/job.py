@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from threading import Event
 from typing import Any
 
 from raybert.cluster import Shares, alive_nodes, call_on_worker, connected, share_out
 from raybert.config import HeadSpec, heads_from, known_options
 from raybert.data import history as histories
 from raybert.data import manifest as manifests
+from raybert.data.calibrate import Forecast
 from raybert.data.driver import DriverLock
-from raybert.data.flow import Flow, delete_parts, tidy
+from raybert.data.flow import Flow, delete_parts, make_job, tidy
+from raybert.data.foretell import PLAN_S, RUN_S, Preview, adapt, cluster_cpus, is_worth_it, measure, split_count
 from raybert.data.history import History, Session
 from raybert.data.manifest import Manifest
 from raybert.data.part import QUARANTINE
@@ -21,6 +24,7 @@ from raybert.data.quarantine import Limit, parts_with, quarantined_rows, retried
 from raybert.data.runreport import RunReport
 from raybert.data.splits import ReadTask
 from raybert.data.stages import load_check
+from raybert.data.waiting import watched
 from raybert.errors import OutputError, RaybertError, SettingsError
 
 _KEPT = {manifests.NAME, histories.NAME, "_raybert/report.html", "_raybert/report.json"}
@@ -83,13 +87,7 @@ def run(
     lock.check_free()
     # The lock ends after Ray: when temporaries are swept, nobody writes any more.
     with ExitStack() as held, connected(address):
-        shares = share_out(
-            alive_nodes(),
-            device=(asked.device or "auto") if plan.manifest is None else plan.manifest.engine["device"],
-            actors=(actors, actors) if isinstance(actors, int) else actors,
-            cpus_per_actor=cpus_per_actor,
-            gpus_per_actor=gpus_per_actor,
-        )
+        shares = _shares(plan, asked, actors, cpus_per_actor, gpus_per_actor)
         engine = _engine(plan, asked, shares)
         held.enter_context(lock)
         manifest = _begin(plan, engine, overwrite=asked.overwrite)
@@ -98,7 +96,12 @@ def run(
         delete_parts(plan, stale)
         if limit is not None:
             report.quarantined_before = quarantined_rows(plan.store)
-        history = History(plan.store, Session(resources=asdict(shares)))
+        rows = max(0, total - report.rows_before)
+        if is_worth_it(plan, rows):
+            job = make_job(plan, manifest, shares, lock.token)
+            found = measure(left, job, shares, RUN_S)
+            shares, report.plan = adapt(found, rows, shares, fixed=cpus_per_actor is not None)
+        history = History(plan.store, Session(resources=asdict(shares), plan=report.plan))
         with _told(history):
             Flow(
                 plan=plan,
@@ -111,6 +114,68 @@ def run(
                 limit=limit,
             ).run(left)
     return report
+
+
+def preview(
+    heads: Mapping[str, Sequence[Any] | HeadSpec] | Sequence[HeadSpec],
+    *,
+    input: str,  # noqa: A002  the outer contract's name
+    output: str,
+    actors: int | tuple[int, int] | None = None,
+    cpus_per_actor: float | None = None,
+    gpus_per_actor: float | None = None,
+    address: str | None = None,
+    **options: Any,
+) -> Preview:
+    """What `run` with the same arguments would do and take, measured on a sample; nothing is written.
+
+    Raises:
+        UsageError: as `run` would.
+        RunFailed: no Ray answers.
+    """
+    specs = heads_from(heads) if isinstance(heads, Mapping) else tuple(heads)
+    asked = _options(input, output, options)
+    plan = make_plan(specs, asked)
+    total, exact = plan.rows()
+    report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
+    with connected(address):
+        shares = _shares(plan, asked, actors, cpus_per_actor, gpus_per_actor)
+        engine = _engine(plan, asked, shares)
+        manifest = plan.new_manifest(engine)
+        left, _ = _left(plan, manifest, report)
+        rows = max(0, total - report.rows_before)
+        plain = None
+        if left:
+            found = measure(left, make_job(plan, manifest, shares, ""), shares, PLAN_S)
+            shares, plain = adapt(found, rows, shares, fixed=cpus_per_actor is not None)
+        return Preview(
+            input=plan.spec.root.shown,
+            files=len(plan.tasks),
+            rows=total,
+            rows_exact=exact,
+            rows_before=report.rows_before,
+            splits=split_count(plan, left, rows),
+            output=plan.store.uri,
+            shares=shares,
+            cpus=cluster_cpus(),
+            forecast=None if plain is None else Forecast(**plain),
+        )
+
+
+def _shares(
+    plan: Plan,
+    asked: Options,
+    actors: int | tuple[int, int] | None,
+    cpus_per_actor: float | None,
+    gpus_per_actor: float | None,
+) -> Shares:
+    return share_out(
+        alive_nodes(),
+        device=(asked.device or "auto") if plan.manifest is None else plan.manifest.engine["device"],
+        actors=(actors, actors) if isinstance(actors, int) else actors,
+        cpus_per_actor=cpus_per_actor,
+        gpus_per_actor=gpus_per_actor,
+    )
 
 
 @contextmanager
@@ -163,15 +228,18 @@ def _engine(plan: Plan, options: Options, shares: Shares) -> Mapping[str, Any]:
     """What decides bits: the manifest's, or chosen now on a worker of the actors' kind, heads loaded for a proof."""
     if plan.manifest is not None:
         return plan.manifest.engine
-    chosen: dict[str, Any] = call_on_worker(
-        load_check,
-        plan.specs,
-        options.device or "auto",
-        options.dtype or "auto",
-        options.budget,
-        cpus=shares.cpus,
-        gpus=shares.gpus,
-    )
+    started = Event()
+    with watched(shares.cpus, shares.gpus, is_idle=lambda: not started.is_set()):
+        chosen: dict[str, Any] = call_on_worker(
+            load_check,
+            plan.specs,
+            options.device or "auto",
+            options.dtype or "auto",
+            options.budget,
+            cpus=shares.cpus,
+            gpus=shares.gpus,
+            on_start=started.set,
+        )
     return chosen
 
 

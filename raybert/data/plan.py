@@ -24,6 +24,8 @@ from raybert.data.part import QUARANTINE, read_footer
 from raybert.data.read import ReadSpec
 from raybert.data.schema import InputSchema, check_later_files, columns_to_read, decide_schema
 from raybert.data.splits import (
+    SPLIT_BYTES,
+    SPLIT_ROWS,
     InputFile,
     Progress,
     ReadTask,
@@ -37,9 +39,6 @@ from raybert.data.splits import (
 from raybert.data.store import Store
 from raybert.errors import OutputError, SettingsError
 from raybert.tasks.program import Program, open_program
-
-SPLIT_ROWS = 16_384
-SPLIT_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True)

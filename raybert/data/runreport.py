@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from raybert.data.stages import Note
 
@@ -26,6 +28,7 @@ class RunReport:
         splits_left: whether anything was left to do at the start.
         vanished: input files of the manifest that are no longer there; their parts stay.
         dropped: those whose parts this run deleted.
+        plan: what the calibration foretold, see `raybert.data.calibrate.Forecast`; None where there was none.
         started: when the first worker could begin, seconds since the epoch.
         first_commit: of this run; None before it.
         last_commit: likewise.
@@ -47,6 +50,7 @@ class RunReport:
     splits_left: bool = True
     vanished: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    plan: Mapping[str, Any] | None = None
     started: float = 0.0
     first_commit: float | None = None
     last_commit: float | None = None

@@ -23,6 +23,12 @@ from itertools import pairwise
 RowRange = tuple[int, int]
 """Rows ``[begin, end)`` of one file."""
 
+SPLIT_ROWS = 16_384
+"""Most rows of a split, unless told otherwise."""
+
+SPLIT_BYTES = 32 << 20
+"""Most bytes of one, unless told otherwise."""
+
 MAX_FILES = 1_000_000
 """A file number has six digits in a part's name; more files would break the order of names."""
 

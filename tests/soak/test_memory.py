@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from raybert.data.plan import SPLIT_BYTES
+from raybert.data.splits import SPLIT_BYTES
 from raybert.data.verify import verify
 from tests.processes import Peak, short_folder, stopped, watch
 from tests.soak.corpora import FORMATS, write_corpus
