@@ -220,6 +220,41 @@ def test_batches_depend_on_the_number_of_streams_only_where_asked(tiny: Path) ->
         assert len(spread) == threads, "a small call is divided over all streams"
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["GPU", "Python", "CPU"],
+)
+def test_a_batch_without_memory_is_halved(tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Down to what fits; then the next batch is tried whole again."""
+    texts = mixed_texts(TEXTS)
+    expected = predictor_of(tiny)(texts)
+    predictor, room, computed = predictor_of(tiny), 300, []
+    compute = Trunk._compute
+
+    def short_of_memory(self: Trunk, sequences: Any, starts: Any, index: np.ndarray, wanted: Any) -> Any:
+        tokens = int(sequences.lengths[index].sum())
+        computed.append(tokens)
+        if tokens > room:
+            raise error
+        return compute(self, sequences, starts, index, wanted)
+
+    monkeypatch.setattr(Trunk, "_compute", short_of_memory)
+    assert_same(predictor(texts), expected)
+    assert max(computed) > room
+    room = 3  # no window of these texts fits
+    with pytest.raises(type(error)):
+        predictor(texts)
+    other = RuntimeError("shapes do not match")
+    monkeypatch.setattr(Trunk, "_compute", lambda *_: (_ for _ in ()).throw(other))
+    with pytest.raises(RuntimeError, match="shapes"):
+        predictor(texts)
+
+
 def test_heads_of_one_trunk_share_it(tiny: Path) -> None:
     specs = {
         "plain": HeadSpec(name="plain", task="embed", model=str(tiny)),
