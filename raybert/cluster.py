@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,14 @@ from raybert.errors import DeviceError, RaybertError, RunFailed, SettingsError
 # which would move tokenization into the model actors.
 READ_CPUS, ENCODE_CPUS, WRITE_CPUS = 0.1, 0.2, 0.15
 _STAGES_CPUS = 0.5  # left to the three of them together, for each eight CPUs
+_SLACK = _STAGES_CPUS - (READ_CPUS + ENCODE_CPUS + WRITE_CPUS)
+_NUDGE = 0.01
 _CPUS_PER_STAGE = 8
 _STREAMS_PER_ACTOR = 8
 _IDLE_WORKERS = 8  # that Ray may keep beside one for each CPU
 _KNOCK_S = 10.0
+_SETTINGS = b"\x04"  # type of the frame that both sides of HTTP/2, which Ray speaks, send first (RFC 9113, 3.4)
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _WRAPPER = "ray.exceptions.UserCodeException: "  # stands below what a stage raised, and says nothing about it
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ")
 
@@ -69,7 +73,10 @@ def connected(address: str | None = None) -> Iterator[None]:
                 logging_level=logging.ERROR,
             )
     except Exception as error:
-        remedy = "is it running, and is RAY_AUTH_MODE=token exported where it asks for tokens?"
+        remedy = (
+            "is it running, is this machine one of its nodes (else use ray job submit), and is RAY_AUTH_MODE=token "
+            "exported where it asks for tokens?"
+        )
         raise RunFailed(f"Ray at {where!r}: {first_line(error)}; {remedy}") from error
     except BaseException:
         ray.shutdown()
@@ -81,10 +88,21 @@ def connected(address: str | None = None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Fail at once where nothing listens at HOST:PORT; Ray would go on trying for minutes."""
+    """Fail at once where nothing listens at HOST:PORT, or something else does; Ray would go on trying for minutes.
+
+    Raises:
+        OSError: no server of Ray's protocol answers.
+    """
     host, _, port = address.rpartition("//")[2].rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+    if not port.isdigit():
+        return
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S) as door:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("0", "false", "False"):
+            return
+        door.sendall(_HTTP2_GREETING)
+        with door.makefile("rb") as answer:
+            if answer.read(4)[3:] != _SETTINGS:
+                raise ConnectionError("what listens there is no Ray")
 
 
 @contextmanager
@@ -218,7 +236,7 @@ def share_out(
         most=most,
         cpus=_booking(cpus, most, cpus_per_actor, others=others),
         gpus=0.0,
-        streams=max(1, math.ceil(_booking(cpus, most, cpus_per_actor) - 1e-6)),
+        streams=max(1, math.ceil(_booking(cpus, most, cpus_per_actor) - _NUDGE - 1e-6)),
         readers=share,
         encoders=share,
         writers=share,
@@ -263,6 +281,8 @@ def _booking(
     if asked is None:
         # Beside others an actor that books nothing is better than one that never starts, or never lets them start.
         fits, booking = limit > 0 or others > 0, min(limit, most_of_one)
+        if others == 0 and actors > 1 and not _keeps_out(cpus, booking) and _keeps_out(cpus, booking + _NUDGE):
+            booking += _NUDGE
     else:
         # It is enough that one node keeps something free; the others an actor may fill.
         kept = (_places([*cpus[:at], free[at], *cpus[at + 1 :]], asked) for at in range(len(cpus)))
@@ -276,6 +296,16 @@ def _booking(
         )
     # Ray Data would fuse a stage of equal booking into the actors.
     return booking - 0.01 if booking in (READ_CPUS, ENCODE_CPUS, WRITE_CPUS) else booking
+
+
+def _keeps_out(cpus: list[float], booking: float) -> bool:
+    """Whether actors that fill what other stages leave of a node keep one more from coming there.
+
+    Where a node dies Ray moves its actor to a living one, and there it has to wait for a place: if it got what reading
+    and writing need, the run would stand still for ever, as one on two nodes of one CPU each did.
+    """
+    rooms = [(node, node - _stages_cpus(node)) for node in cpus if node > _stages_cpus(node)]
+    return booking > 0 and all(_places([node], booking) <= _places([room + _SLACK], booking) for node, room in rooms)
 
 
 def alive_nodes() -> list[dict[str, float]]:
@@ -315,18 +345,34 @@ def limit_worker_threads() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def call_on_worker(function: Any, *args: Any, cpus: float, gpus: float) -> Any:
+def call_on_worker(
+    function: Any, *args: Any, cpus: float, gpus: float, on_start: Callable[[], None] = lambda: None
+) -> Any:
     """Run ``function`` once as a Ray task of a model actor's size, in a worker that then ends, and give its result.
+
+    Args:
+        function: to run.
+        *args: its arguments.
+        cpus: that Ray books for it.
+        gpus: likewise.
+        on_start: called when the task has found a place.
 
     Raises:
         RaybertError: what the function raised.
     """
     import ray
 
+    def begun(*args: Any) -> Iterator[Any]:
+        yield None
+        yield function(*args)
+
     # One call: the worker would go on as a reader with torch and a model's memory in it.
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, max_calls=1)(function)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2, max_calls=1, num_returns="streaming")(begun)
     try:
-        return ray.get(remote.remote(*args))
+        coming = remote.options(name=function.__name__).remote(*args)
+        ray.get(next(coming))
+        on_start()
+        return ray.get(next(coming))
     except ray.exceptions.RayError as error:
         ours = cause_of(error)
         if ours is not None:

@@ -228,8 +228,8 @@ def environment(folder: Path, changes: dict[str, str | None]) -> dict[str, str]:
 
 
 @contextmanager
-def small_ray(cpus: int = 2) -> Iterator[None]:
-    """A Ray of this process, which `raybert.data` then uses."""
+def small_ray(cpus: int = 2, *, env: dict[str, str | None] | None = None) -> Iterator[None]:
+    """A Ray of this process, which `raybert.data` then uses; ``env`` is set meanwhile, here and in its workers."""
     import ray
     import ray.data
 
@@ -238,7 +238,7 @@ def small_ray(cpus: int = 2) -> Iterator[None]:
         ray.data.DataContext.get_current()
     with ray_folder() as folder:
         before = dict(os.environ)
-        os.environ.update(environment(folder, {"RAY_BACKEND_LOG_LEVEL": "fatal"}))
+        os.environ.update(environment(folder, {"RAY_BACKEND_LOG_LEVEL": "fatal", **(env or {})}))
         os.environ.pop("RAY_ADDRESS", None)
         try:
             ray.init(

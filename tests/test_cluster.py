@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+
 import pytest
 
 from raybert.cluster import (
@@ -33,6 +36,8 @@ def gpus(*pairs: tuple[float, float]) -> list[dict[str, float]]:
         (cpus(8), {}, 1, 7.5, 8),
         (cpus(16), {}, 2, 7.5, 8),
         (cpus(2, 2), {}, 2, 1.5, 2),
+        (cpus(1, 1), {}, 2, 0.51, 1),  # not 0.5: when one node dies, its actor must not fill the other
+        (cpus(2, 2), {"actors": (6, 6)}, 6, 0.51, 1),
         (cpus(16, 8), {}, 3, 7.5, 8),
         (cpus(16, 4, 4), {}, 2, 7.5, 8),  # the small nodes are no place for an actor of eight streams
         (cpus(2), {"actors": (2, 2)}, 2, 0.75, 1),
@@ -140,6 +145,24 @@ def test_an_address_where_nothing_listens_is_one_line():
         pass
     assert str(caught.value).startswith("Ray at '127.0.0.1:1': ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 505 Version\r\n\r\n", b""])
+def test_an_address_where_something_else_listens_is_one_line(answer):
+    """Ray would go on trying for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with server.accept()[0] as door:
+                door.recv(1024)
+                door.sendall(answer)
+
+        stranger = threading.Thread(target=serve)
+        stranger.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(RunFailed, match=f"Ray at '{address}': what listens there is no Ray; "), connected(address):
+            pass
+        stranger.join()
 
 
 def test_our_own_error_is_found_inside_of_rays():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from raybert.data import driver
-from raybert.data.driver import NAME, DriverLock, Record, is_alive
+from raybert.data.driver import NAME, DriverLock, Record, check_driven, is_alive
 from raybert.data.store import Store
 from raybert.errors import OutputError, RunFailed, SettingsError
 from tests.bucket import Bucket, FolderObjects
@@ -197,6 +198,33 @@ def test_a_record_that_was_removed_means_stop(store):
             held.check()
 
 
+def test_a_node_with_another_disk_under_the_path_is_named(store, tmp_path):
+    host = socket.gethostname()
+    with lock(store) as held:
+        check_driven(store, held.token)
+        (tmp_path / "another disk").mkdir()
+        with pytest.raises(OutputError, match=f"{NAME}: not there on node {host}; OUTPUT must be one folder that"):
+            check_driven(open_store("local", tmp_path / "another disk"), held.token)
+    with pytest.raises(OutputError, match="not there"):  # a worker that was cut off, when the run is over
+        check_driven(store, held.token)
+    with lock(store), pytest.raises(OutputError, match=f"on node {host} it names another driver, pid {os.getpid()} on"):
+        check_driven(store, held.token)
+
+
+def test_a_heartbeat_that_is_seen_half_written_is_read_again(store):
+    with lock(store, heartbeat_s=60) as held:
+        whole = store.read(NAME)
+        store.write(NAME, whole[:40])
+        timer = threading.Timer(0.3, store.write, (NAME, whole))
+        timer.start()
+        check_driven(store, held.token)
+        timer.join()
+        store.write(NAME, whole[:40])
+        with pytest.raises(OutputError, match="can't read it; run the same command again"):
+            check_driven(store, held.token)
+        store.write(NAME, whole)
+
+
 def test_an_output_that_was_removed_means_stop(tmp_path):
     with lock(Store(tmp_path / "out")) as held:
         (tmp_path / "out").rename(tmp_path / "away")
@@ -244,7 +272,8 @@ def test_the_error_of_the_body_is_the_one_that_is_told(store, monkeypatch):
     with pytest.raises(KeyError, match="of the body"):
         run(KeyError("of the body"))
     monkeypatch.undo()
-    store.delete(NAME)
+    for name in store.list("_raybert/"):  # in an object store the claim as well
+        store.delete(name)
     with pytest.raises(OutputError, match="the folder is gone"):
         run(None)
 
@@ -298,7 +327,7 @@ for line in sys.stdin:
     kind, folder = line.split()
     store = open_store(kind, Path(folder))
     try:
-        with DriverLock(store, settle_s=0.3):
+        with DriverLock(store):
             print("won", flush=True)
             sys.stdin.readline()
     except SettingsError as error:

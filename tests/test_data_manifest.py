@@ -92,7 +92,7 @@ def test_a_damaged_manifest_is_told_in_one_line(tmp_path):
     text = to_json(manifest()).encode()
     cuts = [text[:length] for length in random.Random(0).sample(range(len(text) - 1), 60)]
     facts = json.loads(text)
-    odd = [{**facts, "format": 2}, {**facts, "files": [{"path": "a"}]}, {**facts, "schema": {"arrow": "AAAA"}}, [], 7]
+    odd = [{**facts, "format": 1}, {**facts, "files": [{"path": "a"}]}, {**facts, "schema": {"arrow": "AAAA"}}, [], 7]
     missing = [{key: value for key, value in facts.items() if key != gone} for gone in facts]
     for damaged in [*cuts, b"\xff\xfe", *(json.dumps(each).encode() for each in [*odd, *missing])]:
         store.write(NAME, damaged)

@@ -24,7 +24,6 @@ from raybert.data.lines import Lines, read_lines
 from raybert.data.parquet import read_footers
 from raybert.data.read import RawSplit, ReadSpec, read_splits
 from raybert.data.rows import REASONS, bad_schema, good_schema
-from raybert.data.schema import columns_to_read
 from raybert.data.splits import (
     ReadTask,
     part_name,
@@ -108,7 +107,7 @@ def spec_of(
 def tasks_of(spec: ReadSpec, inputs: Any) -> list[ReadTask]:
     if inputs.format != "parquet":
         return [stream_task(inputs.files[0])]
-    (footer,) = read_footers(inputs, columns_to_read("text", spec.pair_column, tuple(spec.keep.names)))
+    (footer,) = read_footers(inputs, spec.wanted().names)
     return row_group_tasks(inputs.files[0], footer.groups, split_rows=spec.split_rows, split_bytes=spec.split_bytes)
 
 

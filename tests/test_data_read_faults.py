@@ -143,7 +143,7 @@ def test_a_line_over_the_limit_is_a_row_and_is_not_held(tmp_path: Path) -> None:
     assert pa.default_memory_pool().bytes_allocated() - before < 1 << 20
     text = tmp_path / "a.txt"
     text.write_bytes(b"0123456789\n012345678\r\n")
-    split = read(text, line_limit=9)
+    split = read(text, max_row_bytes=9)
     assert [fault[0] for fault in faults(split)] == ["too_long", "too_long"]
 
 

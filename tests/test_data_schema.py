@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybert.data import schema as schema_module
+from raybert.data import lineschema
 from raybert.data.arrowtypes import plain_type, row_bytes
 from raybert.data.files import list_inputs
 from raybert.data.jsonvalues import SeenValues, fit_column, fits
@@ -179,8 +179,8 @@ def test_every_files_first_ten_thousand_rows_decide(tmp_path: Path) -> None:
 
 
 def test_many_files_give_fewer_rows_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schema_module, "SAMPLE_BYTES", 10)
-    monkeypatch.setattr(schema_module, "LATER_ROWS", 1)
+    monkeypatch.setattr(lineschema, "SAMPLE_BYTES", 10)
+    monkeypatch.setattr(lineschema, "LATER_ROWS", 1)
     for name in ("a", "b"):
         jsonl(tmp_path / f"{name}.jsonl", [{"text": "a", "x": 1}, {"text": "a", f"{name}2": 0.5}])
     assert list(kept(tmp_path)) == ["text", "x", "a2"]

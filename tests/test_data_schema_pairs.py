@@ -11,10 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raybert.data.arrowtypes import LISTS
+from raybert.data.asked import Asked
 from raybert.data.files import list_inputs
 from raybert.data.parquet import read_footers
-from raybert.data.schema import InputSchema, check_later_files, columns_to_read, decide_schema
+from raybert.data.schema import InputSchema, check_later_files, decide_schema
 from raybert.errors import InputError
+
+ASKED = Asked(text_column="text", pair_column="b")
 
 
 def decided(path: Path, pair_column: str = "b", keep: Any = ()) -> InputSchema:
@@ -113,11 +116,11 @@ def test_a_later_parquet_file_must_hold_pairs_of_the_runs_kind(tmp_path: Path) -
     columns = decided(path)
     parquet(path, b=pa.array([b"x"]))
     inputs = list_inputs(str(path))
-    check_later_files(columns, inputs, read_footers(inputs, columns_to_read("text", "b", ())))
+    check_later_files(columns, inputs, read_footers(inputs, ASKED.columns), ASKED)
     parquet(path, b=[["x"]])
     inputs = list_inputs(str(path))
     with pytest.raises(InputError) as caught:
-        check_later_files(columns, inputs, read_footers(inputs, columns_to_read("text", "b", ())))
+        check_later_files(columns, inputs, read_footers(inputs, ASKED.columns), ASKED)
     assert str(caught.value) == (
         f"column 'b' of {path} is read as large_list<item: large_string>, but this output was made with large_string; "
         "put back the files as they were, or start anew with --overwrite"

@@ -19,11 +19,17 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from raybert.data.patience import PATIENCE
 from raybert.data.store import Store
 from raybert.errors import InputError, OutputError
 from tests.bucket import Bucket
 
 FINAL = "part-000000-000000000000-0123456789abcdef.parquet"
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(PATIENCE, "first_s", 0.001)
 
 
 @pytest.fixture(params=["local", "folders", "bucket"])
@@ -157,7 +163,7 @@ def test_an_object_store_that_denies_is_found_before_the_first_part():
 
     bucket = Denying()
     store = Store("s3-like/out", filesystem=pafs.PyFileSystem(bucket))
-    with pytest.raises(OutputError, match=r"permission denied; choose another --output"):
+    with pytest.raises(OutputError, match=r"the store refused PutObject \(ACCESS_DENIED\); check the credentials"):
         store.make_ready()
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from raybert.data.store import Store
 from raybert.data.verify import verify
 from raybert.errors import OutputError, UsageError
 from tests.bucket import Bucket
+from tests.commands import cli_fixture  # noqa: F401
 
 SCHEMA = pa.schema(
     [
@@ -318,6 +320,32 @@ def test_full_checks_file_numbers_and_nulls(run):
     only(run.problems(full=True), name, "expected two columns without nulls")
     part("_file", pa.array([0] * 9 + [7], pa.int32()))
     only(run.problems(full=True), name, "_file: expected 0, found 7")
+
+
+def test_full_checks_reasons(run):
+    name, table = quarantine_name(run.names[0, 10]), bad_rows(0, [13, 16])
+    run.store.write(name, encode_quarantine(table.set_column(2, "reason", [["null", "nonsense"]])))
+    assert run.problems() == []
+    only(run.problems(full=True), name, "reason: expected one of null, wrong_type, ", "found nonsense")
+    run.store.write(name, encode_quarantine(table.set_column(2, "reason", [["null", None]])))
+    only(run.problems(full=True), name, "reason: expected one of null, ", "found None")
+    run.store.write(name, encode_quarantine(table.drop_columns(["reason"])))
+    only(run.problems(full=True), name, "reason: no such column")
+
+
+@pytest.mark.parametrize("words", [[], ["--full"]])
+def test_json_has_every_field_and_the_exit_code_stays(run, words, cli):
+    result = cli("verify", run.store.uri, "--json", *words)
+    assert (result.code, result.err) == (0, "")
+    whole = json.loads(result.out)
+    assert whole == {"ok": True, **asdict(verify(run.store)), "problems": []}
+    assert (whole["rows_in"], whole["tokens"]) == (35, {"v": 7 * 29, "topic": 30})
+    run.store.delete(run.names[0, 0])
+    result = cli("verify", run.store.uri, "--json", *words)
+    assert (result.code, result.err) == (1, "")
+    broken = json.loads(result.out)
+    assert broken == {"ok": False, **asdict(verify(run.store)), "problems": broken["problems"]}
+    only(broken["problems"], "rows 0 to 9 are in no part")
 
 
 def test_full_finds_every_damaged_byte(run, tmp_path):

@@ -132,6 +132,7 @@ def test_the_optimised_plan_keeps_the_four_stages_apart(capsys, tmp_path, nodes,
         shaping="",
         schema=b"",
         vector_type="float32",
+        driver="",
     )
     tasks = [stream_task(InputFile(number=at, path=f"{at}.jsonl", size=1, version="")) for at in range(3)]
     build(tasks, job, share_out(nodes, **asked), start_tries()).explain()

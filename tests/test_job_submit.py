@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,12 +108,17 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        children: list[int] = []
         with stopped(process):
-            started = Cluster(python, f"http://127.0.0.1:{dashboard}", environment)
-            _wait_for(started.dashboard, process)
-            yield started
-            children = descendants(process.pid)
+            try:
+                started = Cluster(python, f"http://127.0.0.1:{dashboard}", environment)
+                _wait_for(started.dashboard, process)
+                yield started
+            finally:
+                # A head that ends by itself takes half a minute: its agents go on asking for it.
+                children = descendants(process.pid)
+                for pid in (process.pid, *children):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
         _wait_until_gone(children)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raybert.cli import words
+from raybert.cli import flags, words
 from raybert.config import TASK_NAMES
 from raybert.version import VERSION
 
@@ -25,58 +25,6 @@ app = typer.Typer(
 )
 
 _LINES_AT_ONCE = 1024
-
-# The panels of --help.
-_INPUT, _OUTPUT, _HEADS, _RESOURCES = "Input", "Output", "Heads", "Resources"
-_RELIABILITY, _RUN_FILE = "Reliability", "Run file and logs"
-
-Model = Annotated[
-    str | None, typer.Option(help='A folder, a hub id, or "demo".', metavar="MODEL", rich_help_panel=_HEADS)
-]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a hub id.", metavar="REV", rich_help_panel=_HEADS)
-]
-OptionWords = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option", help="A task option; repeat for more.", metavar="[NAME.]KEY=VALUE", rich_help_panel=_HEADS
-    ),
-]
-MaxLength = Annotated[
-    int | None, typer.Option(help="Tokens a text is cut to.", metavar="TOKENS", rich_help_panel=_HEADS)
-]
-Prompt = Annotated[str | None, typer.Option(help="Text put before every text.", rich_help_panel=_HEADS)]
-Dimensions = Annotated[
-    int | None, typer.Option(help="Keep the first so many numbers of a vector.", metavar="N", rich_help_panel=_HEADS)
-]
-PoolingMode = Annotated[
-    str | None, typer.Option(help="cls, mean, max, ...; several joined by +.", metavar="MODE", rich_help_panel=_HEADS)
-]
-Windows = Annotated[
-    str | None,
-    typer.Option(help="What happens to longer texts: truncate or slide.", metavar="HOW", rich_help_panel=_HEADS),
-]
-Stride = Annotated[
-    int | None, typer.Option(help="Sliding: tokens that windows share.", metavar="TOKENS", rich_help_panel=_HEADS)
-]
-Aggregation = Annotated[
-    str | None,
-    typer.Option(
-        help="ner: none, simple, first, average, max; sliding: mean, max.", metavar="HOW", rich_help_panel=_HEADS
-    ),
-]
-TopK = Annotated[
-    int | None,
-    typer.Option("--top-k", help="How many answers or scores there are.", metavar="N", rich_help_panel=_HEADS),
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(help="Multi-label: the lowest score of a given label.", metavar="SCORE", rich_help_panel=_HEADS),
-]
-Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", metavar="DEVICE", rich_help_panel=_RESOURCES)]
-Dtype = Annotated[
-    str | None, typer.Option(help="auto, float32, bfloat16 or float16.", metavar="DTYPE", rich_help_panel=_RESOURCES)
-]
 
 
 def _version(wanted: bool) -> None:
@@ -99,20 +47,20 @@ def predict(  # noqa: PLR0913  one parameter a flag
     task: Annotated[str, typer.Argument(help=f"{', '.join(sorted(set(TASK_NAMES.values())))}.", metavar="TASK")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")] = None,
     *,
-    model: Model = None,
-    revision: Revision = None,
-    option: OptionWords = None,
-    max_length: MaxLength = None,
-    prompt: Prompt = None,
-    dimensions: Dimensions = None,
-    pooling: PoolingMode = None,
-    windows: Windows = None,
-    stride: Stride = None,
-    aggregation: Aggregation = None,
-    top_k: TopK = None,
-    threshold: Threshold = None,
-    device: Device = None,
-    dtype: Dtype = None,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    option: flags.OptionWords = None,
+    max_length: flags.MaxLength = None,
+    prompt: flags.Prompt = None,
+    dimensions: flags.Dimensions = None,
+    pooling: flags.PoolingMode = None,
+    windows: flags.Windows = None,
+    stride: flags.Stride = None,
+    aggregation: flags.Aggregation = None,
+    top_k: flags.TopK = None,
+    threshold: flags.Threshold = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
 ) -> None:
     """Answer texts from the arguments or stdin: one JSON value a line on stdout."""
     short = {
@@ -178,126 +126,53 @@ def _stdin_lines() -> Iterator[str]:
             raise RowError(row, "invalid_utf8", f"byte {error.start} of the line is not UTF-8") from None
 
 
-def _use_config(context: typer.Context, value: str | None) -> str | None:
-    from raybert.cli.runfile import use_config
-
-    return use_config(context, value)
-
-
 @app.command()
 def run(  # noqa: PLR0913  one parameter a flag
     context: typer.Context,
-    head: Annotated[
-        list[str] | None, typer.Argument(help="TASK, TASK=MODEL or NAME:TASK=MODEL.", metavar="HEAD...")
-    ] = None,
+    head: flags.HeadWords = None,
     *,
-    input: Annotated[  # noqa: A002
-        str | None, typer.Option("--input", help="A file, folder or URI.", metavar="URI", rich_help_panel=_INPUT)
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="The run's folder.", metavar="URI", rich_help_panel=_OUTPUT)
-    ] = None,
-    model: Model = None,
-    revision: Revision = None,
-    text_column: Annotated[
-        str | None, typer.Option(help="The column of texts [default: text].", metavar="COL", rich_help_panel=_INPUT)
-    ] = None,
-    pair_column: Annotated[
-        str | None,
-        typer.Option(help="The column of second texts, or lists of choices.", metavar="COL", rich_help_panel=_INPUT),
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Columns to carry along.", metavar="COL,COL|all", rich_help_panel=_OUTPUT)
-    ] = None,
-    input_format: Annotated[
-        str | None, typer.Option(help="auto, parquet, jsonl or text.", metavar="FORMAT", rich_help_panel=_INPUT)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Only the first N rows.", metavar="N", rich_help_panel=_INPUT)
-    ] = None,
-    split_rows: Annotated[
-        int | None, typer.Option(help="Most rows of a part [default: 16384].", metavar="N", rich_help_panel=_OUTPUT)
-    ] = None,
-    split_bytes: Annotated[
-        str | None,
-        typer.Option(help="Most input bytes of a part [default: 32MiB].", metavar="SIZE", rich_help_panel=_OUTPUT),
-    ] = None,
-    budget: Annotated[
-        int | None, typer.Option(help="Tokens of one forward.", metavar="TOKENS", rich_help_panel=_RESOURCES)
-    ] = None,
-    actors: Annotated[
-        str | None, typer.Option(help="Model actors.", metavar="N|MIN:MAX", rich_help_panel=_RESOURCES)
-    ] = None,
-    cpus_per_actor: Annotated[
-        float | None, typer.Option(help="CPUs booked for one actor.", metavar="X", rich_help_panel=_RESOURCES)
-    ] = None,
-    gpus_per_actor: Annotated[
-        float | None, typer.Option(help="GPUs booked for one actor.", metavar="X", rich_help_panel=_RESOURCES)
-    ] = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    vector_type: Annotated[
-        str | None, typer.Option(help="float32 or float16, as written.", metavar="TYPE", rich_help_panel=_OUTPUT)
-    ] = None,
-    option: OptionWords = None,
-    max_length: MaxLength = None,
-    prompt: Prompt = None,
-    dimensions: Dimensions = None,
-    pooling: PoolingMode = None,
-    windows: Windows = None,
-    stride: Stride = None,
-    aggregation: Aggregation = None,
-    top_k: TopK = None,
-    threshold: Threshold = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what the run would take, and stop.", rich_help_panel=_RESOURCES)
-    ] = False,
-    sync: Annotated[
-        bool,
-        typer.Option("--sync/--no-sync", help="Drop the parts of input files that are gone.", rich_help_panel=_OUTPUT),
-    ] = False,
-    max_quarantine: Annotated[
-        str | None, typer.Option(help="Stop when more rows are bad.", metavar="N|SHARE%", rich_help_panel=_RELIABILITY)
-    ] = None,
-    retry_quarantine: Annotated[
-        bool,
-        typer.Option(
-            "--retry-quarantine", help="Try rows again that a retry could heal.", rich_help_panel=_RELIABILITY
-        ),
-    ] = False,
-    retry_reason: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A reason to try again beside those; repeat it.", metavar="REASON", rich_help_panel=_RELIABILITY
-        ),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete what an earlier run left.", rich_help_panel=_OUTPUT)
-    ] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster.", metavar="ADDRESS", rich_help_panel=_RESOURCES)
-    ] = None,
-    config: Annotated[
-        str | None,
-        typer.Option(
-            help="A run file; the command line wins over it.",
-            metavar="FILE",
-            is_eager=True,
-            callback=_use_config,
-            rich_help_panel=_RUN_FILE,
-        ),
-    ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print this run as a run file, and stop.", rich_help_panel=_RUN_FILE)
-    ] = False,
-    log_format: Annotated[
-        str,
-        typer.Option(help="text, or json: an object a line on stderr.", metavar="FORMAT", rich_help_panel=_RUN_FILE),
-    ] = "text",
-    metrics: Annotated[
-        bool,
-        typer.Option("--metrics/--no-metrics", help="Count in Ray's own metrics.", rich_help_panel=_RUN_FILE),
-    ] = False,
+    input: flags.Input = None,  # noqa: A002
+    output: flags.Output = None,
+    model: flags.Model = None,
+    revision: flags.Revision = None,
+    text_column: flags.TextColumn = None,
+    text: flags.Text = None,
+    where: flags.Where = None,
+    pair_column: flags.PairColumn = None,
+    keep: flags.Keep = None,
+    input_format: flags.InputFormat = None,
+    limit: flags.Limit = None,
+    split_rows: flags.SplitRows = None,
+    split_bytes: flags.SplitBytes = None,
+    max_row_bytes: flags.MaxRowBytes = None,
+    budget: flags.Budget = None,
+    actors: flags.Actors = None,
+    cpus_per_actor: flags.CpusPerActor = None,
+    gpus_per_actor: flags.GpusPerActor = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    vector_type: flags.VectorType = None,
+    option: flags.OptionWords = None,
+    max_length: flags.MaxLength = None,
+    prompt: flags.Prompt = None,
+    dimensions: flags.Dimensions = None,
+    pooling: flags.PoolingMode = None,
+    windows: flags.Windows = None,
+    stride: flags.Stride = None,
+    aggregation: flags.Aggregation = None,
+    top_k: flags.TopK = None,
+    threshold: flags.Threshold = None,
+    plan: flags.Plan = False,
+    sync: flags.Sync = False,
+    max_quarantine: flags.MaxQuarantine = None,
+    retry_quarantine: flags.RetryQuarantine = False,
+    retry_reason: flags.RetryReason = None,
+    overwrite: flags.Overwrite = False,
+    address: flags.Address = None,
+    config: flags.Config = None,
+    print_config: flags.PrintConfig = False,
+    log_format: flags.LogFormat = "text",
+    metrics: flags.Metrics = False,
 ) -> None:
     """Run heads over a corpus into a folder of Parquet parts. Run it again to continue."""
     from raybert.cli import runfile
@@ -323,12 +198,15 @@ def run(  # noqa: PLR0913  one parameter a flag
         return
     given: dict[str, Any] = {
         "text_column": text_column,
+        "text": text,
+        "where": where,
         "pair_column": pair_column,
         "keep": words.columns(keep),
         "input_format": input_format,
         "limit": limit,
         "split_rows": split_rows,
         "split_bytes": None if split_bytes is None else words.size("split-bytes", split_bytes),
+        "max_row_bytes": None if max_row_bytes is None else words.size("max-row-bytes", max_row_bytes),
         "vector_type": vector_type,
         "dtype": dtype,
         "device": device,
@@ -413,7 +291,7 @@ def parity(
 def info(
     model: Annotated[str, typer.Argument(help='A folder, a hub id, or "demo".', metavar="MODEL")],
     *,
-    revision: Revision = None,
+    revision: flags.Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Show a checkpoint's architecture, heads, fingerprint and size; no weight is loaded."""

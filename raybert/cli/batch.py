@@ -9,23 +9,52 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import typer.exceptions
+
 from raybert.cli.progress import duration, watcher
 from raybert.cli.words import counted
 from raybert.config import HeadSpec
 from raybert.data.foretell import Preview
 from raybert.data.job import preview, run
+from raybert.data.metrics import endpoints
 from raybert.data.runreport import RunReport
+from raybert.data.store import Store
+from raybert.errors import RaybertError
+from raybert.observability import RunLog, json_lines
+
+
+class Told(typer.exceptions.TyperException):
+    """Ends the command; without a message, since all was said already."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
 
 
 def run_and_show(
-    specs: Sequence[HeadSpec], options: Mapping[str, Any], *, input_uri: str, output: str, **resources: Any
+    specs: Sequence[HeadSpec],
+    options: Mapping[str, Any],
+    *,
+    input_uri: str | Sequence[str],
+    output: str,
+    log_format: str = "text",
+    **resources: Any,
 ) -> RunReport:
-    """Run a job, show its progress on stderr and its summary on stdout."""
+    """Run a job, show its progress on stderr and its summary on stdout.
+
+    With ``log_format`` json stderr carries one JSON object a line instead, what a run failed of included.
+    """
     # What Ray tells about workers that died, it prints to stdout, where results go. Read when Ray is imported.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    with _terminable(), watcher() as shown:
+    asked = {"input": input_uri, "output": output, **options, **resources}
+    if log_format == "json":
+        with _terminable(), _as_json(output):
+            report = run(specs, **asked)
+        sys.stdout.write(last_line(report) + "\n")
+        return report
+    with _terminable(), watcher(endpoints if asked.get("metrics") else None) as shown:
         try:
-            report = run(specs, input=input_uri, output=output, on_progress=shown.update, **options, **resources)
+            report = run(specs, on_progress=shown.update, **asked)
         except KeyboardInterrupt:
             sys.stderr.write(f"\nstopped; {output} holds what was committed: run the same command again to continue\n")
             raise
@@ -33,8 +62,33 @@ def run_and_show(
     return report
 
 
+@contextmanager
+def _as_json(output: str) -> Iterator[None]:
+    """Say on stderr in JSON lines what happens, and how it ends.
+
+    Raises:
+        Told: the run did not end well.
+    """
+    with json_lines(sys.stderr) as lines:
+        try:
+            yield
+        except (Exception, KeyboardInterrupt) as error:
+            stopped, ours = isinstance(error, KeyboardInterrupt), isinstance(error, RaybertError)
+            if not lines.end_told:
+                why = str(error) if ours else f"{type(error).__name__}: {error}".rstrip(": ")
+                bug = None if stopped or ours else error
+                event = "run_stopped" if stopped else "run_failed"
+                RunLog(Store(output).place("")).tell(event, why, error=why, bug=bug)
+            raise Told(130 if stopped else getattr(error, "exit_code", 1)) from error
+
+
 def show_plan(
-    specs: Sequence[HeadSpec], options: Mapping[str, Any], *, input_uri: str, output: str, **resources: Any
+    specs: Sequence[HeadSpec],
+    options: Mapping[str, Any],
+    *,
+    input_uri: str | Sequence[str],
+    output: str,
+    **resources: Any,
 ) -> None:
     """Say on stdout what a run would do and take."""
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
@@ -80,7 +134,7 @@ _BOUNDS = {
 
 def _bytes(count: int) -> str:
     size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):  # noqa: B007
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
         if size < 1024 or unit == "PiB":
             break
         size /= 1024
@@ -97,17 +151,23 @@ def _against_plan(report: RunReport) -> str:
 
 
 def summary(report: RunReport) -> str:
-    """A run in one line."""
+    """A run in one line; what is missing of its input is said on stderr."""
     for path in report.vanished:
         sys.stderr.write(f"raybert: input file {path} is gone; its parts stay in the output, --sync drops them\n")
     for path in report.dropped:
         sys.stderr.write(f"raybert: input file {path} is gone; its parts were dropped\n")
+    return last_line(report)
+
+
+def last_line(report: RunReport) -> str:
+    """A run in one line, and nothing else."""
     if not report.splits_left:
         return f"{report.output}: complete already, {report.rows_before:,} rows; nothing to do"
     pace, tokens = report.tokens_per_second, sum(report.tokens.values())
     parts = [
         counted(report.rows, "row"),
         f"{report.quarantined:,} quarantined",
+        *([f"{report.filtered:,} filtered"] if report.filtered else []),
         counted(report.parts, "part"),
         counted(tokens, "token"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,9 +27,19 @@ class Watcher(Protocol):
         ...
 
 
-def watcher() -> Watcher:
-    """A bar where stderr is a terminal, else lines."""
-    return _Bar() if sys.stderr.isatty() else _Lines()
+def watcher(endpoints: Callable[[], Sequence[str]] | None = None) -> Watcher:
+    """A bar where stderr is a terminal, else lines.
+
+    Args:
+        endpoints: where metrics are served, asked once when the run begins; said in a line.
+    """
+    return _Bar(endpoints) if sys.stderr.isatty() else _Lines(endpoints)
+
+
+def _said_once(endpoints: Callable[[], Sequence[str]] | None) -> str:
+    """Where metrics are served, as a line; nothing where there are none."""
+    urls = [] if endpoints is None else endpoints()
+    return f"raybert: metrics at {', '.join(urls)}\n" if urls else ""
 
 
 def duration(seconds: float) -> str:
@@ -51,6 +62,12 @@ def speed(report: RunReport) -> str:
     return text if left is None else f"{text}, {duration(left)} left"
 
 
+def details(report: RunReport) -> str:
+    """What stands behind the rows: quarantined ones if there are any, speed and time left as far as they are known."""
+    bad = f"{report.quarantined:,} quarantined" if report.quarantined else ""
+    return ", ".join(part for part in (bad, speed(report)) if part)
+
+
 def _seconds_left(report: RunReport) -> float | None:
     if not report.last_commit or not report.first_commit:
         return None
@@ -64,7 +81,8 @@ def _seconds_left(report: RunReport) -> float | None:
 class _Lines:
     """One line at the start, then one at most every ten seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoints: Callable[[], Sequence[str]] | None) -> None:
+        self._endpoints = endpoints
         self._next = 0.0
 
     def __enter__(self) -> _Lines:
@@ -81,20 +99,22 @@ class _Lines:
         if now < self._next:
             return
         self._next = now + _LINE_EVERY_S
+        where, self._endpoints = _said_once(self._endpoints), None
         total = f" of {'' if report.total_is_exact else 'about '}{report.rows_total:,}"
         done = report.rows_before + report.rows
-        pace = speed(report)
-        sys.stderr.write(f"raybert: {done:,}{total} rows{', ' + pace if pace else ''}\n")
+        more = details(report)
+        sys.stderr.write(f"{where}raybert: {done:,}{total} rows{', ' + more if more else ''}\n")
         sys.stderr.flush()
 
 
 class _Bar:
     """A rich bar: rows, share, speed, time left."""
 
-    def __init__(self) -> None:
+    def __init__(self, endpoints: Callable[[], Sequence[str]] | None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+        self._endpoints = endpoints
         self._terminal = os.fdopen(os.dup(2), "w", encoding="utf-8")
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -120,11 +140,14 @@ class _Bar:
 
     def update(self, report: RunReport) -> None:
         """Move the bar."""
+        where, self._endpoints = _said_once(self._endpoints), None
+        if where:
+            self._progress.console.print(where, end="", highlight=False, markup=False, soft_wrap=True)
         self._progress.update(
             self._task,
             description="running",
             completed=report.rows_before + report.rows,
             # An estimate can be too low: a bar never stands beyond its end.
             total=max(report.rows_total, report.rows_before + report.rows),
-            pace=speed(report),
+            pace=details(report),
         )

@@ -19,7 +19,7 @@ _UNITS |= {"g": 10**9, "gb": 10**9, "gib": 2**30}
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\Z", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?\Z")
 # Options that are texts, also where they look like numbers.
-_TEXTS = frozenset({"ignore_labels", "pooling", "prompt", "prompt_name", "targets"})
+_TEXTS = frozenset({"ignore_labels", "pooling", "prompt", "prompt_name", "revision", "targets"})
 _OPTION = re.compile(r"(?:(?P<head>[A-Za-z_]\w*)\.)?(?P<key>[A-Za-z][\w-]*)=(?P<value>.*)\Z", re.DOTALL)
 
 
@@ -127,7 +127,7 @@ def head_specs(
         heads: as written: TASK, TASK=MODEL or NAME:TASK=MODEL.
         model: ``--model``, for heads that name none.
         revision: ``--revision``, for hub ids.
-        options: ``--option`` words, ``[NAME.]KEY=VALUE``.
+        options: ``--option`` words, ``[NAME.]KEY=VALUE``; ``NAME.revision=REV`` is a head's own revision.
         short: options with a form of their own, for all heads that have them; None is one not given.
 
     Raises:
@@ -142,6 +142,7 @@ def head_specs(
         target = common if match["head"] is None else own.setdefault(match["head"], {})
         key = match["key"].replace("-", "_")
         target[key] = match["value"] if key in _TEXTS else option_value(match["value"])
+    revisions = {name: given.pop("revision") for name, given in own.items() if "revision" in given}
     specs = [parse_head(text, default_model=model) for text in heads]
     names = [spec.name for spec in specs]
     for name in own:
@@ -155,7 +156,7 @@ def head_specs(
             name=spec.name,
             task=spec.task,
             model=spec.model,
-            revision=revision,
+            revision=revisions.get(spec.name, revision),
             options=shared[spec.name] | own.get(spec.name, {}),
         )
         for spec in specs

@@ -7,7 +7,8 @@ a ``float``, a vector an array, the scores of labels a dict by label, the weight
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -43,12 +44,12 @@ TOLERANCES: Mapping[str, Tolerance] = {
 }
 """By the dtype of the arithmetic.
 
-With the run's own operators on its kind of CPU every difference was 0, whatever shared a batch with a row. Other
-hardware and other operators round elsewhere: how far that leads in 16 bits is told by the distance to float32. Over
-1,500 docstrings (MiniLM's vectors, scores of labels, tags and words of tiny random models) it was at most 0.0067 in
-scores, 1 - 0.99984 in cosines and 0.0016 in lengths in bfloat16, and 0.0007, 1 - 0.999997 and 0.0002 in float16 (300
-of them). Two computations may both be that far off, each to its side. Vectors that are stored as float16 are rounded
-on both sides, which moves a cosine by less than 1e-7.
+With the run's own operators on its kind of CPU every difference was 0, whatever shared a batch with a row. With
+other operators in bfloat16 the least cosine of 1,000 docstrings' vectors (MiniLM) was 0.99995. How far other hardware
+may lead in 16 bits is told by the distance to float32: over 1,500 docstrings (MiniLM's vectors; scores of labels, tags
+and words of tiny random models) at most 0.0067 in scores, 1 - 0.99984 in cosines and 0.0016 in lengths in bfloat16,
+and 0.0007, 1 - 0.999997 and 0.0002 in float16 (300 of them). Two computations may both be that far off, each to its
+side. Vectors that are stored as float16 are rounded on both sides, which moves a cosine by less than 1e-6.
 """
 
 EXACT = Tolerance(score=0.0, cosine=1.0, length=0.0)
@@ -77,35 +78,40 @@ class Comparison:
 
     def equal(self, stored: Any, computed: Any) -> bool:
         """Whether two values are the same, numbers within the tolerance."""
-        if isinstance(stored, Mapping | list):
-            return self._nested(stored, computed)
-        of_kind = {np.ndarray: self._vectors, Weights: self._weights, float: self._score}.get(type(stored))
-        if of_kind is None:
-            return bool(stored == computed)
-        return type(computed) is type(stored) and of_kind(stored, computed)
+        if type(stored) is not type(computed):
+            return False
+        kinds: dict[type, Callable[[Any, Any], bool]] = {
+            dict: self._dicts,
+            float: self._scores,
+            list: self._lists,
+            np.ndarray: self._vectors,
+            Weights: self._weights,
+        }
+        of_kind = kinds.get(type(stored))
+        return bool(stored == computed) if of_kind is None else of_kind(stored, computed)
 
-    def _nested(self, stored: Any, computed: Any) -> bool:
-        """Each value of a dict or list: one that differs does not end the search for the worst."""
-        if isinstance(stored, Mapping):
-            if not isinstance(computed, Mapping) or stored.keys() != computed.keys():
-                return False
-            found = [self.equal(value, computed[key]) for key, value in stored.items()]
-            return all(found)
-        if not isinstance(computed, list) or len(stored) != len(computed):
+    def _dicts(self, stored: Mapping[str, Any], computed: Mapping[str, Any]) -> bool:
+        if stored.keys() != computed.keys():
+            return False
+        found = [self.equal(value, computed[key]) for key, value in stored.items()]
+        return all(found)  # one that differs does not end the search for the worst
+
+    def _lists(self, stored: Sequence[Any], computed: Sequence[Any]) -> bool:
+        if len(stored) != len(computed):
             return False
         found = [self.equal(*pair) for pair in zip(stored, computed, strict=True)]
         return all(found)
 
-    def _score(self, stored: float, computed: float) -> bool:
-        if not (np.isfinite(stored) and np.isfinite(computed)):
-            return stored == computed or (np.isnan(stored) and np.isnan(computed))
+    def _scores(self, stored: float, computed: float) -> bool:
+        if not (math.isfinite(stored) and math.isfinite(computed)):
+            return stored == computed or (math.isnan(stored) and math.isnan(computed))
         difference = abs(stored - computed) / max(1.0, abs(stored))
         self.largest_difference = max(difference, self.largest_difference or 0.0)
         return difference <= self.tolerance.score
 
     def _weights(self, stored: Weights, computed: Weights) -> bool:
         one, other = stored.by_id, computed.by_id
-        found = [self._score(one.get(key, 0.0), other.get(key, 0.0)) for key in {*one, *other}]
+        found = [self._scores(one.get(key, 0.0), other.get(key, 0.0)) for key in {*one, *other}]
         return all(found)
 
     def _vectors(self, stored: np.ndarray, computed: np.ndarray) -> bool:
@@ -120,13 +126,42 @@ class Comparison:
         return all(cosine >= lowest and abs(ratio - 1) <= furthest for cosine, ratio in found)
 
 
+def innermost(tolerance: Tolerance, name: str, stored: Any, computed: Any) -> tuple[str, Any, Any]:
+    """Where two values that differ do so first: ``people[2]['score']``, and what stands there on both sides."""
+    if type(stored) is type(computed):
+        for key, one, other in _members(stored, computed):
+            if not Comparison(tolerance).equal(one, other):
+                return innermost(tolerance, f"{name}[{key!r}]", one, other)
+    return name, stored, computed
+
+
+def _members(stored: Any, computed: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Members of both sides with their key; none where the sides have not the same keys."""
+    if isinstance(stored, dict) and stored.keys() == computed.keys():
+        yield from ((key, value, computed[key]) for key, value in stored.items())
+    elif isinstance(stored, Weights):
+        ids = sorted({*stored.by_id, *computed.by_id})
+        yield from ((key, stored.by_id.get(key, 0.0), computed.by_id.get(key, 0.0)) for key in ids)
+    elif (isinstance(stored, list) or np.ndim(stored) == 2) and len(stored) == len(computed):
+        yield from ((at, *pair) for at, pair in enumerate(zip(stored, computed, strict=True)))
+
+
+def shown(value: Any) -> str:
+    """A value for a message of one line."""
+    if isinstance(value, np.ndarray):
+        if value.ndim == 2:
+            return f"{len(value)} vectors"
+        return f"a vector of length {np.linalg.norm(value.astype(np.float64)):.6g}"
+    text = f"{value:.7g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def told(stored: Any, computed: Any) -> str:
     """A computed value for a message of one line, with the cosine to the stored one where they are vectors."""
-    text = shown(computed)
-    if isinstance(stored, np.ndarray) and isinstance(computed, np.ndarray) and stored.shape == computed.shape:
-        pairs = zip(np.atleast_2d(stored), np.atleast_2d(computed), strict=True)
-        text += f" (cosine {min(cosine_and_ratio(*pair)[0] for pair in pairs):.7f})"
-    return text
+    pair = (stored, computed)
+    if all(isinstance(value, np.ndarray) and value.ndim == 1 for value in pair) and stored.shape == computed.shape:
+        return f"{shown(computed)} (cosine {cosine_and_ratio(stored, computed)[0]:.7f})"
+    return shown(computed)
 
 
 def cosine_and_ratio(stored: np.ndarray, computed: np.ndarray) -> tuple[float, float]:
@@ -186,17 +221,6 @@ def first_difference(comparison: Comparison, stored: Form, computed: Form) -> st
     """The first column of a row that differs; all are looked at, so that the worst is known."""
     differing = [column for column, value in stored.items() if not comparison.equal(value, computed.get(column))]
     return differing[0] if differing else None
-
-
-def shown(value: Any) -> str:
-    """A value for a message of one line."""
-    if isinstance(value, np.ndarray):
-        lengths = [f"{np.linalg.norm(vector.astype(np.float64)):.6g}" for vector in np.atleast_2d(value)]
-        return f"a vector of length {lengths[0]}" if value.ndim == 1 else f"{len(lengths)} vectors"
-    if isinstance(value, Weights):
-        return f"{len(value.by_id)} weights"
-    text = f"{value:.7g}" if isinstance(value, float) else repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

@@ -2,9 +2,9 @@
 
 The record names the process (host, boot, pid namespace, pid, start time) and carries a heartbeat. On a
 local disk all decisions are made under an exclusive ``flock`` of the ``_raybert`` folder itself, so of two
-drivers that start together exactly one wins, and the lock of a process that died is gone with it. Where
-there is no flock (object stores, some network disks) a driver writes its record, waits, and reads again who
-is there: the last writer stays, and the others see it.
+drivers that start together exactly one wins, and the lock of a process that died is gone with it. In an object
+store a claim takes the place of the flock: see `raybert.data.claim`. On a network disk without flock a driver
+writes its record, waits, and reads again who is there: the last writer stays, and the others see it.
 
 Clocks of other hosts are not trusted alone: a foreign record that looks old is watched before it is taken
 over.
@@ -19,13 +19,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
+from raybert.data.claim import Claim
 from raybert.data.store import Store
 from raybert.errors import OutputError, RunFailed, SettingsError
 
@@ -33,7 +34,7 @@ NAME = "_raybert/driver.json"
 HEARTBEAT_S = 5.0
 STALE_S = 30.0
 _READINGS, _BETWEEN_READINGS_S = 5, 0.2
-SETTLE_S = 2.0  # without flock: longer than a driver takes from reading "nobody" to having written
+SETTLE_S = 2.0  # on a disk without flock: longer than a driver takes from reading "nobody" to having written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class DriverLock:
         store: the output folder.
         heartbeat_s: seconds between heartbeats.
         stale_s: seconds without a heartbeat after which a driver that can't be looked up counts as dead.
-        settle_s: seconds to wait before reading again, where there is no flock.
+        settle_s: seconds to wait before reading again, on a disk without flock.
 
     Raises:
         SettingsError: on entering: another driver is alive, or may be.
@@ -203,7 +204,8 @@ class DriverLock:
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_s):
             try:
-                with self._exclusive():
+                # An object store is not claimed for each beat: who takes over waits longer than one.
+                with nullcontext() if self._store.folder is None else self._exclusive():
                     if not self._is_mine():
                         found = _read(self._store)
                         self._lost_to = "no one: its record was removed" if found is None else found.who
@@ -217,15 +219,20 @@ class DriverLock:
         return found is not None and found.token == self._record.token
 
     def _write(self) -> None:
-        self._record = replace(self._record, heartbeat=datetime.now(UTC).isoformat(timespec="milliseconds"))
-        self._store.write(NAME, (json.dumps(asdict(self._record), indent=1, sort_keys=True) + "\n").encode())
+        self._record = replace(self._record, heartbeat=_now())
+        self._store.write(NAME, _encoded(self._record))
 
     @contextmanager
     def _exclusive(self) -> Iterator[bool]:
-        """Hold off other drivers of this folder on this host; yields whether the disk can do that."""
+        """Hold off other drivers of this folder; yields whether the disk or store can do that."""
         folder = self._store.folder
+        if folder is None:
+            record = _encoded(replace(self._record, heartbeat=_now()))
+            with Claim(self._store, self._record.token, record, _is_dead, patience_s=self._stale_s):
+                yield True
+            return
         try:
-            descriptor = None if folder is None else os.open((folder / NAME).parent, os.O_RDONLY)
+            descriptor = os.open((folder / NAME).parent, os.O_RDONLY)
         except FileNotFoundError:  # OUTPUT was removed, and the record with it: that is seen next
             descriptor = None
         if descriptor is None:
@@ -335,15 +342,41 @@ def _start_time(pid: int) -> str | None:
     return None if state in "ZX" else rest[18]
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _encoded(record: Record) -> bytes:
+    return (json.dumps(asdict(record), indent=1, sort_keys=True) + "\n").encode()
+
+
+def _decoded(text: bytes) -> Record:
+    """The record that `_encoded` wrote.
+
+    Raises:
+        ValueError: it is none.
+        TypeError: likewise.
+    """
+    record = Record(**json.loads(text))
+    if datetime.fromisoformat(record.heartbeat).tzinfo is None:
+        raise ValueError("heartbeat without a time zone")
+    return record
+
+
+def _is_dead(text: bytes) -> bool:
+    """Whether a record's driver is surely dead; nobody knows who wrote what is no record."""
+    try:
+        return is_alive(_decoded(text)) is False
+    except (ValueError, TypeError):
+        return False
+
+
 def _read(store: Store) -> Record | None:
     try:
-        record = Record(**json.loads(store.read(NAME)))
-        if datetime.fromisoformat(record.heartbeat).tzinfo is None:
-            raise ValueError("heartbeat without a time zone")
+        return _decoded(store.read(NAME))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise SettingsError(
             f"{store.place(NAME)}: not a readable record; if no raybert run writes here, delete this file"
         ) from error
-    return record

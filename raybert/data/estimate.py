@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
-from raybert.data.files import InputRoot, compression_of, reading
+import pyarrow as pa
+
+from raybert.data.files import InputRoot, reading
+from raybert.data.formats import compression_of
 from raybert.data.splits import InputFile
 
 _SAMPLE_BYTES = 256 << 10
+_BZIP2_BYTES = 1 << 20  # a block of bzip2 holds up to 900 kB, and is decompressed as a whole
+_PIECE_BYTES = 64 << 10
 _SAMPLE_FILES = 8
 
 
@@ -33,12 +37,21 @@ def _sample(root: InputRoot, file: InputFile) -> tuple[int, int]:
     with reading(root.show(file)):
         filesystem, path = root.locate(file)
         with filesystem.open_input_stream(path, None) as stream:
-            head = bytes(stream.read(_SAMPLE_BYTES))
-    content = head
-    if compression_of(path) == "gzip":
-        try:
-            content = zlib.decompressobj(wbits=31).decompress(head)
-        except zlib.error:  # a damaged file: reading it will say so
-            content = b""
+            head = bytes(stream.read(_BZIP2_BYTES if compression_of(path) == "bz2" else _SAMPLE_BYTES))
+    content = _decompressed(head, compression_of(path))
     unfinished = bool(content) and not content.endswith(b"\n") and len(head) == file.size
     return len(head), content.count(b"\n") + unfinished
+
+
+def _decompressed(head: bytes, compression: str | None) -> bytes:
+    """What the beginning of a file holds; of a damaged one nothing: reading it will say so."""
+    if compression is None:
+        return head
+    pieces = []
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(head), compression) as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                pieces.append(piece)
+    except (OSError, pa.ArrowException):  # the rest was not read; or the file is damaged
+        pass
+    return b"".join(pieces)

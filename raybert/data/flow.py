@@ -11,6 +11,7 @@ from raybert.cluster import Shares
 from raybert.data.driver import DriverLock
 from raybert.data.history import History
 from raybert.data.manifest import Manifest
+from raybert.data.metrics import Tags, Watch
 from raybert.data.part import QUARANTINE, quarantine_name
 from raybert.data.pipeline import SUSPECT, build, data_context, notes, start_tries
 from raybert.data.plan import Plan, progress_of, work_left
@@ -53,6 +54,7 @@ class Flow:
         report: kept up to date.
         history: likewise.
         lock: that this process holds on OUTPUT.
+        watch: told of what happens to splits.
         on_progress: called with the report after each commit.
         limit: how much may go into the quarantine.
     """
@@ -63,6 +65,7 @@ class Flow:
     report: RunReport
     history: History
     lock: DriverLock
+    watch: Watch
     on_progress: Callable[[RunReport], None]
     limit: Limit | None = None
     _errors: list[str] = field(default_factory=list)
@@ -90,23 +93,26 @@ class Flow:
         """One dataset over the tasks; gives the notes of the splits that were set aside."""
         suspects: list[Note] = []
         waiting = watched(self.shares.cpus, self.shares.gpus)
-        with data_context(), waiting, closing(_noted(left, job, self.shares)) as flowing:
+        with data_context(), waiting, closing(_noted(left, job, self.shares, self.watch.tags)) as flowing:
             for note in flowing:
                 self.lock.check()
                 if "error" not in note:
                     self.report.add(note)
                     self.history.add(note)
+                    self.watch.committed(note)
                     self._judge(ended=False)
                     self.on_progress(self.report)
                 elif note["kind"] == OutputError.__name__:
                     raise OutputError(note["error"])
                 elif note["kind"] == SUSPECT:
                     suspects.append(note)
+                    self.watch.set_aside(note)
                     if len(suspects) >= _HOPELESS and not self.report.parts:
                         place = f"{note['file']['path']}, row {note['begin']} on"
                         raise RunFailed(f"{place}: {note['error']}; so it went with the first {_HOPELESS} splits")
                 else:
                     self._errors.append(note["error"])
+                    self.watch.failed(note)
         return suspects
 
     def _judge(self, *, ended: bool) -> None:
@@ -138,6 +144,7 @@ class Flow:
                 f"{path}, rows {begin} to {end}: {why}, and no few rows are to blame; given up for this run: pass a "
                 "smaller --split-rows if memory is short"
             )
+            self.watch.given_up(path, begin, end, self._errors[-1])
         return worth
 
     def _task_of(self, number: int, row: int) -> ReadTask:
@@ -179,9 +186,9 @@ class Flow:
         return [name for each in progress.values() for name in each.stale]
 
 
-def _noted(left: Sequence[ReadTask], job: Job, shares: Shares) -> Generator[Note]:
-    tries = start_tries()
-    yield from notes(build(left, job, shares, tries), tries)
+def _noted(left: Sequence[ReadTask], job: Job, shares: Shares, tags: Tags | None) -> Generator[Note]:
+    tries = start_tries(tags)
+    yield from notes(build(left, job, shares, tries, tags), tries)
 
 
 def delete_parts(plan: Plan, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from os import PathLike
 from threading import Event
 from typing import Any
 
@@ -18,6 +19,7 @@ from raybert.data.flow import Flow, delete_parts, make_job, tidy
 from raybert.data.foretell import PLAN_S, RUN_S, Preview, adapt, cluster_cpus, is_worth_it, measure, split_count
 from raybert.data.history import History, Session
 from raybert.data.manifest import Manifest
+from raybert.data.metrics import session, tell_complete
 from raybert.data.part import QUARANTINE
 from raybert.data.plan import Options, Plan, make_plan, orphans, progress_of, work_left
 from raybert.data.quarantine import Limit, parts_with, quarantined_rows, retried_reasons
@@ -33,7 +35,7 @@ _KEPT = {manifests.NAME, histories.NAME, "_raybert/report.html", "_raybert/repor
 def run(
     heads: Mapping[str, Sequence[Any] | HeadSpec] | Sequence[HeadSpec],
     *,
-    input: str,  # noqa: A002  the outer contract's name
+    input: str | Sequence[str],  # noqa: A002  the outer contract's name
     output: str,
     actors: int | tuple[int, int] | None = None,
     cpus_per_actor: float | None = None,
@@ -42,6 +44,7 @@ def run(
     max_quarantine: str | float | None = None,
     retry_quarantine: bool = False,
     retry_reasons: Collection[str] = (),
+    metrics: bool = False,
     on_progress: Callable[[RunReport], None] | None = None,
     **options: Any,
 ) -> RunReport:
@@ -49,7 +52,7 @@ def run(
 
     Args:
         heads: ``{"v": ("demo", "embed")}``, with task options as a third member.
-        input: a file, folder or URI.
+        input: a file, folder, URI or pattern (``in/**/*.jsonl.gz``), or several of them.
         output: the run's folder; on a cluster one that every node reaches.
         actors: model actors, or least and most; None fills the cluster.
         cpus_per_actor: CPUs booked for one.
@@ -58,6 +61,7 @@ def run(
         max_quarantine: stop when more rows are bad: a share such as ``"1%"``, or a number of rows.
         retry_quarantine: compute splits again whose quarantine holds rows that a retry could heal.
         retry_reasons: reasons that are to be retried beside those.
+        metrics: count rows, tokens and seconds in Ray's own metrics, which its nodes serve to Prometheus.
         on_progress: called with the growing report at the start and after each commit.
         **options: see `raybert.data.plan.Options`.
 
@@ -81,12 +85,18 @@ def run(
     if plan.manifest is not None and not again and _is_complete(plan, plan.manifest, report):
         if limit is not None:
             limit.check(report, ended=True)
+        tell_complete(report, plan.store.place(""))
         return report
     plan.store.check_writable()
     lock = DriverLock(plan.store)
     lock.check_free()
+    names = [spec.name for spec in specs]
     # The lock ends after Ray: when temporaries are swept, nobody writes any more.
-    with ExitStack() as held, connected(address):
+    with (
+        session(report, plan.store.place(""), names, metrics=metrics) as watch,
+        ExitStack() as held,
+        connected(address),
+    ):
         shares = _shares(plan, asked, actors, cpus_per_actor, gpus_per_actor)
         engine = _engine(plan, asked, shares)
         held.enter_context(lock)
@@ -110,6 +120,7 @@ def run(
                 report=report,
                 history=history,
                 lock=lock,
+                watch=watch,
                 on_progress=on_progress or _nothing,
                 limit=limit,
             ).run(left)
@@ -119,7 +130,7 @@ def run(
 def preview(
     heads: Mapping[str, Sequence[Any] | HeadSpec] | Sequence[HeadSpec],
     *,
-    input: str,  # noqa: A002  the outer contract's name
+    input: str | Sequence[str],  # noqa: A002  the outer contract's name
     output: str,
     actors: int | tuple[int, int] | None = None,
     cpus_per_actor: float | None = None,
@@ -214,14 +225,15 @@ def _nothing(report: RunReport) -> None:
     """The progress of a run that nobody watches."""
 
 
-def _options(input_uri: str, output: str, given: Mapping[str, Any]) -> Options:
+def _options(given_input: str | Sequence[str], output: str, given: Mapping[str, Any]) -> Options:
     known_options("run", given, [name for name in Options.__dataclass_fields__ if name not in ("input", "output")])
     keep = given.get("keep")
     if isinstance(keep, str) and keep != "all":
         raise SettingsError(f"keep {keep!r}: takes 'all' or a list of column names")
     if keep is not None and not isinstance(keep, str):
         given = {**given, "keep": tuple(keep)}
-    return Options(input=str(input_uri), output=str(output), **given)
+    places = [given_input] if isinstance(given_input, str | PathLike) else given_input
+    return Options(input=tuple(str(place) for place in places), output=str(output), **given)
 
 
 def _engine(plan: Plan, options: Options, shares: Shares) -> Mapping[str, Any]:

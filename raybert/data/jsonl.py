@@ -9,15 +9,16 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from raybert.data.arrowtypes import LISTS
+from raybert.data.assemble import Column, Wanted, assemble
 from raybert.data.jsonvalues import fit_column, json_word
 from raybert.data.lines import JSON_SPACE
-from raybert.data.rows import Fault, add_faults, escaped, list_column, sort_rows, surrogate_fault, utf8_fault
+from raybert.data.rows import Fault, Rows, escaped, list_column, surrogate_fault, too_long, utf8_fault
 
-LineParser = Callable[[int, list[bytes], Sequence[int]], tuple[pa.Table, pa.Table]]
-"""(number of the first row, lines, their sizes) -> (good rows, bad rows)."""
+LineParser = Callable[[int, list[bytes], Sequence[int]], Rows]
+"""(number of the first row, lines, their sizes) -> the rows."""
 
 _scan = json.JSONDecoder().raw_decode  # json.loads less its checks of arguments: four times as fast on 60 bytes
 
@@ -47,78 +48,80 @@ def decode_line(line: bytes) -> tuple[Any, Fault | None]:
 
 
 class JsonRows:
-    """Parses JSON lines into the text, the pair column and the kept columns."""
+    """Parses JSON lines into rows."""
 
-    def __init__(self, text_column: str, keep: pa.Schema, limit: int, pair: pa.Field | None = None) -> None:
+    def __init__(self, wanted: Wanted, limit: int) -> None:
         """Set up.
 
         Args:
-            text_column: key of the texts.
-            keep: kept columns.
+            wanted: what is made of a row.
             limit: bytes of the longest line that is parsed.
-            pair: key and type of the pair column, where there is one.
         """
-        self._text_column = text_column
-        self._keep = keep
+        self._wanted = wanted
         self._limit = limit
-        self._pair = pair
 
-    def __call__(self, row: int, lines: list[bytes], sizes: Sequence[int]) -> tuple[pa.Table, pa.Table]:
+    def __call__(self, row: int, lines: list[bytes], sizes: Sequence[int]) -> Rows:
         """See ``LineParser``."""
         faults: dict[int, Fault] = {}
-        texts: list[Any] = []
-        seconds: list[Any] = []
         objects: list[dict[str, Any]] = []
-        name, keep_objects = self._text_column, len(self._keep) > 0
-        second = None if self._pair is None else self._pair.name
         for at, line in enumerate(lines):
             fault: Fault | None
             if sizes[at] > self._limit:
-                value, fault = None, _too_long(sizes[at], self._limit)
+                value, fault = None, too_long(sizes[at], self._limit)
             else:
                 value, fault = decode_line(line)
             if type(value) is not dict:
                 faults[at] = fault or _no_object(value, line)
                 value = {}
-            texts.append(value.get(name, _MISSING))
-            if second is not None:
-                seconds.append(value.get(second, _MISSING))
-            if keep_objects:
-                objects.append(value)
-        column, found = _text_array(texts)
-        add_faults(faults, found, name)
-        pairs = None
-        if self._pair is not None:
-            pairs, found = (_list_array if self._pair.type == LISTS else _text_array)(seconds)
-            add_faults(faults, found, self._pair.name, column)
-        kept = [_kept_array(field, objects, column, faults) for field in self._keep]
-        return sort_rows(row, self._keep, kept, column, faults, pairs)
+            objects.append(value)
+        return assemble(row, JsonBlock(objects), faults, self._wanted)
 
 
-def _kept_array(field: pa.Field, objects: list[dict[str, Any]], texts: Any, faults: dict[int, Fault]) -> Any:
-    values = [value.get(field.name) for value in objects]
-    column, misfits = fit_column(values, field.type)
-    unlike = f"that does not fit the run's {field.type}"
-    found = {at: Fault("kept_column", f"holds {json_word(values[at])} {unlike}", None) for at in misfits}
-    add_faults(faults, found, field.name, texts)
-    return column
+class JsonBlock:
+    """A `Block` of decoded JSON objects."""
+
+    def __init__(self, objects: list[dict[str, Any]]) -> None:
+        self._objects = objects
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def take(self, at: npt.NDArray[np.int64]) -> JsonBlock:
+        """See `Block`."""
+        return JsonBlock([self._objects[each] for each in at.tolist()])
+
+    def texts(self, name: str) -> Column:
+        """See `Block`."""
+        return _text_array([value.get(name, _MISSING) for value in self._objects])
+
+    def lists(self, name: str) -> Column:
+        """See `Block`."""
+        return _list_array([value.get(name, _MISSING) for value in self._objects])
+
+    def values(self, field: pa.Field) -> tuple[Any, dict[int, str]]:
+        """See `Block`."""
+        name = field.name
+        values = [value.get(name) for value in self._objects]
+        column, misfits = fit_column(values, field.type)
+        unlike = f"that does not fit the run's {field.type}"
+        return column, {at: f"{name!r} holds {json_word(values[at])} {unlike}" for at in misfits}
 
 
 class TextRows:
     """Takes each line as a text; a carriage return at its end is not part of it."""
 
-    def __init__(self, keep: pa.Schema, limit: int) -> None:
-        self._keep = keep
+    def __init__(self, wanted: Wanted, limit: int) -> None:
+        self._wanted = wanted
         self._limit = limit
 
-    def __call__(self, row: int, lines: list[bytes], sizes: Sequence[int]) -> tuple[pa.Table, pa.Table]:
+    def __call__(self, row: int, lines: list[bytes], sizes: Sequence[int]) -> Rows:
         """See ``LineParser``."""
         faults: dict[int, Fault] = {}
         texts: list[str | None] = []
         for at, raw in enumerate(lines):
             line, text, fault = raw.removesuffix(b"\r"), None, None
             if sizes[at] > self._limit:
-                fault = _too_long(sizes[at], self._limit)
+                fault = too_long(sizes[at], self._limit)
             else:
                 try:
                     text = line.decode("utf-8")
@@ -127,9 +130,33 @@ class TextRows:
             if fault:
                 faults[at] = fault
             texts.append(text)
-        column = pa.array(texts, pa.large_string())
-        kept = [column.cast(field.type) for field in self._keep]
-        return sort_rows(row, self._keep, kept, column, faults)
+        return assemble(row, TextBlock(pa.array(texts, pa.large_string())), faults, self._wanted)
+
+
+class TextBlock:
+    """A `Block` of lines: it has one column, whatever that is called."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def take(self, at: npt.NDArray[np.int64]) -> TextBlock:
+        """See `Block`."""
+        return TextBlock(self._column.take(pa.array(at)))
+
+    def texts(self, name: str) -> Column:
+        """See `Block`."""
+        return self._column, {}
+
+    def lists(self, name: str) -> Column:
+        """See `Block`."""
+        raise AssertionError(f"{name!r}: a line is a text, no list")
+
+    def values(self, field: pa.Field) -> tuple[Any, dict[int, str]]:
+        """See `Block`."""
+        return self._column.cast(field.type), {}
 
 
 def _text_array(values: list[Any]) -> tuple[Any, dict[int, Fault]]:
@@ -172,7 +199,3 @@ def _misfit(value: object, wanted: str) -> Fault:
 
 def _no_object(value: object, line: bytes) -> Fault:
     return Fault("not_an_object", f"the line holds {json_word(value)}", escaped(line.strip(JSON_SPACE)))
-
-
-def _too_long(size: int, limit: int) -> Fault:
-    return Fault("too_long", f"{size} bytes, over the limit of {limit}", None)

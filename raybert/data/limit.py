@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from raybert.data.csvrecords import read_records
 from raybert.data.files import Inputs, open_stream, reading
-from raybert.data.lines import LINE_LIMIT, read_lines
+from raybert.data.formats import delimiter_of
+from raybert.data.lines import read_lines
 from raybert.data.manifest import FilesDiff
 from raybert.data.splits import InputFile, ReadTask
 from raybert.errors import SettingsError
@@ -64,10 +66,15 @@ def within_limit(diff: FilesDiff, tasks: Mapping[int, tuple[ReadTask, ...]]) -> 
 
 def _count_lines(inputs: Inputs, file: InputFile, enough: int) -> int:
     """Rows of a streamed file, counted up to ``enough``."""
-    count = 0
+    is_csv = inputs.format == "csv"
+    count = -1 if is_csv else 0  # the header is no row
     with reading(inputs.root.show(file)), open_stream(inputs.root, file) as stream:
-        for lines in read_lines(stream, blank_rows=inputs.format == "text", limit=LINE_LIMIT):
+        if is_csv:
+            blocks = read_records(stream, delimiter_of(file.path))
+        else:
+            blocks = read_lines(stream, blank_rows=inputs.format == "text")
+        for lines in blocks:
             count += len(lines.sizes)
             if count >= enough:
                 return enough
-    return count
+    return max(count, 0)

@@ -13,12 +13,13 @@ BLOCK_BYTES = 1 << 20
 """Bytes asked of a stream at once."""
 
 LINE_LIMIT = 64 << 20
-"""Bytes of the longest line that is a row; of a longer one only the length is kept."""
+"""Bytes of the longest row, unless a run is told another limit; of a longer line only the length is kept."""
 
 JSON_SPACE = b" \t\r\n"
 """What JSON calls whitespace."""
 
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+"""What some editors put in front of UTF-8."""
 
 
 class ByteStream(Protocol):
@@ -64,14 +65,14 @@ def read_lines(
     """
     held: list[bytes] = []  # of a line whose end has not come yet
     size = 0  # bytes of that line so far; more than are held once it is over the limit
-    chunk = stream.read(max(block, len(_BOM))).removeprefix(_BOM) or stream.read(block)
+    chunk = stream.read(max(block, len(BOM))).removeprefix(BOM) or stream.read(block)
     while chunk:
         newline = chunk.find(b"\n")
         if newline < 0:
             size += len(chunk)
             held = [*held, chunk] if size <= limit else []
         elif size + newline > limit:
-            yield _over_limit(size + newline)
+            yield over_limit(size + newline)
             held, size = [], 0
             chunk = chunk[newline + 1 :] or stream.read(block)
             continue
@@ -81,7 +82,7 @@ def read_lines(
             held, size = [chunk[whole:]], len(chunk) - whole
         chunk = stream.read(block)
     if size > limit:
-        yield _over_limit(size)
+        yield over_limit(size)
     elif size:
         yield _split(b"".join(held), blank_rows)
 
@@ -101,6 +102,7 @@ def _split(buffer: bytes, blank_rows: bool) -> Lines:
     return Lines(buffer=buffer, starts=starts, ends=ends, sizes=ends - starts)
 
 
-def _over_limit(size: int) -> Lines:
+def over_limit(size: int) -> Lines:
+    """One line of which nothing but the size is known."""
     nowhere = np.zeros(1, dtype=np.int64)
     return Lines(buffer=b"", starts=nowhere, ends=nowhere, sizes=np.array([size], dtype=np.int64))

@@ -21,7 +21,7 @@ from raybert.data.store import Store
 from raybert.errors import InputError, OutputError, SettingsError
 
 NAME = "_raybert/manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 Head = Mapping[str, Any]
 """A head as the manifest has it: ``name``, ``task``, ``model``, ``options``, ``fingerprint``."""
@@ -35,8 +35,9 @@ class Manifest:
 
     Attributes:
         settings: what shapes rows, by option name with underscores: ``input`` (the root), ``input_format``,
-            ``text_column``, ``pair_column``, ``keep``, ``limit``, ``split_rows``, ``split_bytes``,
-            ``vector_type``, ``columns`` (names and types); None for an option that is not in use.
+            ``text_column``, ``text``, ``where``, ``pair_column``, ``keep``, ``limit``, ``split_rows``,
+            ``split_bytes``, ``max_row_bytes``, ``vector_type``, ``columns`` (names and types); None for an option that
+            is not in use.
         heads: the heads in column order.
         files: the input files by number.
         schema: the output schema; its fields' metadata count, its own do not.

@@ -21,11 +21,12 @@ from raybert.data.compare import (
     Tolerance,
     answer_form,
     first_difference,
+    innermost,
     shown,
     stored_forms,
     told,
 )
-from raybert.data.files import list_inputs
+from raybert.data.files import input_root
 from raybert.data.manifest import NAME as MANIFEST
 from raybert.data.manifest import Head, Manifest, load
 from raybert.data.plan import read_spec
@@ -52,18 +53,18 @@ class Difference:
 
     Attributes:
         place: the row.
-        column: the first of its columns that does.
-        stored: the part's value.
+        where: the first of its columns that does, and the place in it: ``people[2]['score']``.
+        stored: the part's value there.
         computed: the value as it comes out now.
     """
 
     place: Place
-    column: str
+    where: str
     stored: str
     computed: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.column}: stored {self.stored}, now {self.computed}"
+        return f"{self.place}: {self.where}: stored {self.stored}, now {self.computed}"
 
 
 @dataclass(kw_only=True)
@@ -136,7 +137,8 @@ def parity(
         output: the run's folder, finished or not.
         rows: how many rows.
         seed: another one draws other rows.
-        input: where the run's input lies now; None takes the manifest's.
+        input: where the run's input lies now: the folder above all its files, or the one file; None takes the
+            manifest's.
         models: head name -> where its checkpoint lies now; heads that are not named take the manifest's.
         answer: who answers; None loads the heads into this process.
 
@@ -158,7 +160,7 @@ def parity(
     receipts = committed(store, manifest)
     if not any(receipt.ok for receipt in receipts.values()):
         raise UsageError(f"{store.place('')}: no part holds a row yet; run `raybert run` again to continue")
-    root = list_inputs(input or settings["input"], settings["input_format"]).root
+    root = input_root(input or settings["input"])
     spec = read_spec(root, InputSchema.from_json(settings["columns"]), settings)
     sample = take_sample(store, manifest, receipts, spec, rows=rows, seed=seed)
     notes: tuple[str, ...] = ()
@@ -275,7 +277,7 @@ def _compare_input(sample: Sample) -> Compared:
     stored, again = (table.select(names).to_pylist() for table in (sample.stored, sample.again))
     found = _compare("input", sample.places, stored, again, EXACT)
     for place, why in sample.refused:
-        found.add(Difference(place=place, column="text", stored="a row", computed=f"none ({why})"))
+        found.add(Difference(place=place, where="text", stored="a row", computed=f"none ({why})"))
     return replace(found, rows=len(sample.places) + len(sample.refused))
 
 
@@ -286,8 +288,8 @@ def _compare(
     for place, before, after in zip(places, stored, now, strict=True):
         column = first_difference(comparison, before, after)
         if column is not None:
-            values = {"stored": shown(before[column]), "computed": told(before[column], after.get(column))}
-            found.add(Difference(place=place, column=column, **values))
+            where, one, other = innermost(tolerance, column, before[column], after.get(column))
+            found.add(Difference(place=place, where=where, stored=shown(one), computed=told(one, other)))
     return replace(found, worst_cosine=comparison.worst_cosine, largest_difference=comparison.largest_difference)
 
 

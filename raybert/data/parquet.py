@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybert.data.arrowtypes import LISTS, row_bytes
+from raybert.data.assemble import Column, Wanted, assemble
 from raybert.data.files import InputRoot, Inputs, first_line, reading
-from raybert.data.rows import Fault, add_faults, list_column, sort_rows, utf8_fault
+from raybert.data.rows import Fault, Rows, list_column, too_long, utf8_fault
 from raybert.data.splits import InputFile, ReadTask, missing_ranges
 
 Keep = tuple[str, ...] | str
@@ -100,61 +101,78 @@ class ParquetBatch:
 
     Attributes:
         first: number of the first row in the file.
-        sizes: [R] bytes of each row's text, pair column and kept columns.
-        text_name: the text column.
-        text: the text column as the file has it.
-        kept: the kept columns as the file has them.
-        keep: their names and types in the run.
-        pair: the pair column as the file has it, and its name and type in the run; None where there is none.
+        sizes: [R] bytes of each row in the columns that are read; of a text that is kept as well, twice.
+        text_sizes: [R] bytes of what its text is made of and of what belongs to it.
+        block: the rows.
+        limit: most bytes of a text and what belongs to it.
+        wanted: what is made of a row.
     """
 
     first: int
     sizes: npt.NDArray[np.int64]
-    text_name: str
-    text: Any
-    kept: Sequence[Any]
-    keep: pa.Schema
-    pair: tuple[Any, pa.Field] | None
+    text_sizes: npt.NDArray[np.int64]
+    block: ArrowBlock
+    limit: int
+    wanted: Wanted
 
-    def rows(self, start: int, stop: int) -> tuple[pa.Table, pa.Table]:
-        """Good and bad rows among rows ``[start, stop)`` of the batch."""
-        faults: dict[int, Fault] = {}
-        texts, found = text_column(self.text.slice(start, stop - start))
-        add_faults(faults, found, self.text_name)
-        pairs = None
-        if self.pair is not None:
-            column, field = self.pair
-            pairs, found = (_lists if field.type == LISTS else text_column)(column.slice(start, stop - start))
-            add_faults(faults, found, field.name, texts)
-        kept = [
-            kept_column(column.slice(start, stop - start), field, texts, faults)
-            for column, field in zip(self.kept, self.keep, strict=True)
-        ]
-        return sort_rows(self.first + start, self.keep, kept, texts, faults, pairs)
+    def rows(self, start: int, stop: int) -> Rows:
+        """What becomes of rows ``[start, stop)`` of the batch."""
+        over = np.flatnonzero(self.text_sizes[start:stop] > self.limit).tolist()
+        faults = {at: too_long(int(self.text_sizes[start + at]), self.limit) for at in over}
+        return assemble(self.first + start, self.block.slice(start, stop), faults, self.wanted)
+
+
+class ArrowBlock:
+    """A `Block` of columns as a file has them; one that it lacks is null throughout."""
+
+    def __init__(self, columns: Mapping[str, Any], rows: int) -> None:
+        self._columns = columns
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def slice(self, start: int, stop: int) -> ArrowBlock:
+        """The rows ``[start, stop)``."""
+        rows = stop - start
+        return ArrowBlock({name: column.slice(start, rows) for name, column in self._columns.items()}, rows)
+
+    def take(self, at: npt.NDArray[np.int64]) -> ArrowBlock:
+        """See `Block`."""
+        wanted = pa.array(at)
+        return ArrowBlock({name: column.take(wanted) for name, column in self._columns.items()}, len(at))
+
+    def texts(self, name: str) -> Column:
+        """See `Block`."""
+        return text_column(self._columns[name])
+
+    def lists(self, name: str) -> Column:
+        """See `Block`."""
+        return _lists(self._columns[name])
+
+    def values(self, field: pa.Field) -> tuple[Any, dict[int, str]]:
+        """See `Block`."""
+        if field.name not in self._columns:
+            return pa.nulls(self._rows, field.type), {}
+        return typed_column(self._columns[field.name], field)
 
 
 def parquet_batches(
-    opened: pq.ParquetFile,
-    task: ReadTask,
-    *,
-    text_name: str,
-    keep: pa.Schema,
-    split_bytes: int,
-    pair: pa.Field | None = None,
+    opened: pq.ParquetFile, task: ReadTask, *, wanted: Wanted, split_bytes: int, limit: int
 ) -> Iterator[ParquetBatch]:
     """The rows of a task's row groups, as a stream; row groups without a wanted row are left out.
 
     Args:
         opened: the file.
         task: which row groups, and which rows of them are wanted.
-        text_name: the text column.
-        keep: the kept columns, in the run's types; one that the file lacks is null throughout.
+        wanted: what is made of a row; a kept column that the file lacks is null throughout.
         split_bytes: bytes of a split; a batch aims at an eighth of them.
-        pair: the pair column and its type in the run, where there is one.
+        limit: most bytes of a text and what belongs to it.
     """
     present = set(opened.schema_arrow.names)
-    texts = [text_name] if pair is None else [text_name, pair.name]
-    names = list(dict.fromkeys([*texts, *(name for name in keep.names if name in present)]))
+    texts = wanted.text_names
+    others = [name for name in wanted.needed if name not in (*texts, *wanted.keep.names)]
+    names = [name for name in wanted.names if name in present]
     leaves = _leaves(opened, tuple(names))
     rows = [opened.metadata.row_group(at).num_rows for at in range(opened.metadata.num_row_groups)]
     firsts = [0, *accumulate(rows)]
@@ -164,15 +182,18 @@ def parquet_batches(
         batch_rows = max(1, min(BATCH_ROWS, split_bytes // 8 // per_row))
         first = firsts[run[0]]
         for batch in opened.iter_batches(batch_rows, row_groups=run, columns=names, use_threads=False):
-            text = batch.column(text_name)
-            kept = [
-                batch.column(field.name) if field.name in present else pa.nulls(len(batch), field.type)
-                for field in keep
-            ]
-            second = None if pair is None else (batch.column(pair.name), pair)
-            counted = kept if second is None else [second[0], *kept]
-            sizes = sum((row_bytes(column) for column in counted), row_bytes(text))
-            yield ParquetBatch(first, sizes, text_name, text, kept, keep, second)
+            columns = {name: batch.column(name) for name in names}
+            lacking = {field.name: pa.nulls(len(batch), field.type) for field in wanted.keep if field.name not in names}
+            bytes_of = {name: row_bytes(column) for name, column in {**columns, **lacking}.items()}
+            none = np.zeros(len(batch), dtype=np.int64)
+            yield ParquetBatch(
+                first=first,
+                sizes=sum((bytes_of[name] for name in (*texts, *others, *wanted.keep.names)), none),
+                text_sizes=sum((bytes_of[name] for name in texts), none),
+                block=ArrowBlock(columns, len(batch)),
+                limit=limit,
+                wanted=wanted,
+            )
             first += len(batch)
 
 
@@ -232,22 +253,21 @@ def _nulls(column: Any) -> list[int]:
     return nulls
 
 
-def kept_column(column: Any, field: pa.Field, texts: Any, faults: dict[int, Fault]) -> Any:
-    """A kept column in the run's type; values that don't fit, or hold invalid UTF-8, are faults and null."""
+def typed_column(column: Any, field: pa.Field) -> tuple[Any, dict[int, str]]:
+    """A column in the run's type; values that don't fit, or are no UTF-8, are null, with what is wrong with them."""
     try:
-        return _cast(column, field.type)
+        return _cast(column, field.type), {}
     except pa.ArrowInvalid:
         pass
-    values = []
+    values, misfits = [], {}
     for at in range(len(column)):
         one = column.take([at])  # a slice of a list would be judged with its neighbours' items
         try:
             values.append(_cast(one, field.type))
         except pa.ArrowInvalid as error:
             values.append(pa.nulls(1, field.type))
-            text = texts[at].as_py()
-            faults.setdefault(at, Fault("kept_column", f"{field.name!r}: {first_line(error)}", text))
-    return pa.concat_arrays(values)
+            misfits[at] = f"{field.name!r}: {first_line(error)}"
+    return pa.concat_arrays(values), misfits
 
 
 def _cast(column: Any, kind: pa.DataType) -> Any:

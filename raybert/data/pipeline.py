@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from raybert.cluster import ENCODE_CPUS, READ_CPUS, WRITE_CPUS, Shares, first_line, limit_worker_threads
 from raybert.data.cells import from_row, to_row
+from raybert.data.metrics import Busy, Instruments, Tags
 from raybert.data.splits import ReadTask
 from raybert.data.stages import Job, ModelStage, Note, encode_stage, read_stage, write_stage
 from raybert.errors import RaybertError, RunFailed
@@ -31,9 +33,14 @@ SUSPECT = "Suspect"
 
 
 class Tries:
-    """An actor that outlives workers: which stage began which split, and never ended it."""
+    """An actor that outlives workers: which stage began which split, and never ended it.
 
-    def __init__(self) -> None:
+    Args:
+        tags: where metrics are wanted.
+    """
+
+    def __init__(self, tags: Tags | None = None) -> None:
+        self._instruments = None if tags is None else Instruments(tags)
         self._open: dict[str, int] = {}
         self._reached: dict[str, int] = {}
         self._aside: dict[str, Note] = {}
@@ -44,16 +51,18 @@ class Tries:
         return self._open[key] <= MOST_DEATHS
 
     def reach(self, key: str, row: int) -> None:
-        """A reader handed on all rows before this one."""
+        """A reader handed on all rows before this one: one more split, unless another worker had come as far."""
+        if self._instruments is not None and row > self._reached.get(key, -1):
+            self._instruments.count("splits_read", 1)
         self._reached[key] = max(row, self._reached.get(key, row))
 
     def reached(self, key: str, row: int) -> int:
         """The row that the reader of this key reached, having begun at ``row``."""
         return self._reached.get(key, row)
 
-    def end(self, key: str) -> None:
-        """The try ended, well or with an error: its worker lives."""
-        self._open.pop(key, None)
+    def end(self, key: str) -> int:
+        """The try ended, well or with an error: its worker lives. How many died before it."""
+        return self._open.pop(key, 1) - 1
 
     def put_aside(self, key: str, note: Note) -> None:
         """Remember a split that is tried no more."""
@@ -64,13 +73,13 @@ class Tries:
         return list(self._aside.values())
 
 
-def start_tries() -> Any:
+def start_tries(tags: Tags | None = None) -> Any:
     """`Tries` as an actor of the connected Ray, on the driver's own node: with another one the whole run would die."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Tries).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Tries).remote(tags)
 
 
 def _key(stage: str, note: Note) -> str:
@@ -83,7 +92,8 @@ def _died(stage: str, note: Note, tries: Any) -> pa.Table:
     key = _key(stage, note)
     if stage == "read":  # from the start of its task on; where it was when it died, only the tries know
         note = {**note, "begin": ray.get(tries.reached.remote(key, note["begin"]))}
-    note = {**note, "error": f"{MOST_DEATHS} workers died while they tried to {stage} it", "kind": SUSPECT}
+    why = f"{MOST_DEATHS} workers died while they tried to {stage} it"
+    note = {**note, "error": why, "kind": SUSPECT, "deaths": MOST_DEATHS}
     # A reader may have handed on splits before it died: what it hands on now is not looked at then.
     ray.get(tries.put_aside.remote(key, note))
     return to_row(note, {})
@@ -100,13 +110,19 @@ def _guarded(stage: str, row: pa.Table, tries: Any, work: Callable[[pa.Table], p
     if not ray.get(tries.begin.remote(key)):
         return _died(stage, note, tries)
     try:
-        return work(row)
+        done = work(row)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # noqa: BLE001  a panic of the tokenizers is no Exception
-        return to_row({**note, "error": f"{stage}: {type(error).__name__}: {first_line(error)}", "kind": SUSPECT}, {})
+        done = to_row({**note, "error": f"{stage}: {type(error).__name__}: {first_line(error)}", "kind": SUSPECT}, {})
     finally:
-        ray.get(tries.end.remote(key))
+        deaths = ray.get(tries.end.remote(key))
+    return _with_deaths(done, deaths) if deaths else done
+
+
+def _with_deaths(row: pa.Table, deaths: int) -> pa.Table:
+    note, tables = from_row(row)
+    return to_row({**note, "deaths": note.get("deaths", 0) + deaths}, tables)
 
 
 def _read(block: pa.Table, job: Job, tries: Any) -> Iterator[pa.Table]:
@@ -137,12 +153,20 @@ def _encode(block: pa.Table, job: Job, tries: Any) -> pa.Table:
 class _Model:
     """`ModelStage` as Ray Data calls it."""
 
-    def __init__(self, job: Job, tries: Any) -> None:
+    def __init__(self, job: Job, tries: Any, tags: Tags | None) -> None:
         self._stage = ModelStage(job.heads, job.fingerprints, job.engine, job.streams, job.pairs)
         self._tries = tries
+        self._busy = None if tags is None else Busy(tags)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        return _guarded("compute", block, self._tries, self._stage)
+        return _guarded("compute", block, self._tries, self._compute)
+
+    def _compute(self, row: pa.Table) -> pa.Table:
+        begun = time.perf_counter()
+        done = self._stage(row)
+        if self._busy is not None:
+            self._busy.worked(time.perf_counter() - begun)
+        return done
 
 
 def _write(block: pa.Table, job: Job, tries: Any) -> pa.Table:
@@ -183,8 +207,8 @@ def data_context() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def build(tasks: Sequence[ReadTask], job: Job, shares: Shares, tries: Any) -> Any:
-    """The lazy dataset: one row a read task in, one note a split out."""
+def build(tasks: Sequence[ReadTask], job: Job, shares: Shares, tries: Any, tags: Tags | None = None) -> Any:
+    """The lazy dataset: one row a read task in, one note a split out; ``tags`` where metrics are wanted."""
     import ray.data
 
     pool = ray.data.TaskPoolStrategy
@@ -195,7 +219,7 @@ def build(tasks: Sequence[ReadTask], job: Job, shares: Shares, tries: Any) -> An
     dataset = dataset.map_batches(_encode, num_cpus=ENCODE_CPUS, compute=pool(size=shares.encoders), **arguments)
     dataset = dataset.map_batches(
         _Model,
-        fn_constructor_kwargs={"job": job, "tries": tries},
+        fn_constructor_kwargs={"job": job, "tries": tries, "tags": tags},
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=shares.cpus,

@@ -14,15 +14,17 @@ import pyarrow as pa
 
 from raybert.config import DEVICES, DTYPES, HeadSpec, one_of, unique_names
 from raybert.data import manifest as manifests
+from raybert.data.asked import Asked
 from raybert.data.estimate import estimate_rows
 from raybert.data.files import InputRoot, Inputs, list_inputs
 from raybert.data.heads import VECTOR_TYPES, check_pairs, in_order, output_schema
 from raybert.data.limit import limit_tasks, within_limit
+from raybert.data.lines import LINE_LIMIT
 from raybert.data.manifest import FilesDiff, Manifest
 from raybert.data.parquet import Footer, read_footers
 from raybert.data.part import QUARANTINE, read_footer
 from raybert.data.read import ReadSpec
-from raybert.data.schema import InputSchema, check_later_files, columns_to_read, decide_schema
+from raybert.data.schema import InputSchema, check_later_files, decide_schema
 from raybert.data.splits import (
     SPLIT_BYTES,
     SPLIT_ROWS,
@@ -46,15 +48,18 @@ class Options:
     """Options of a run; None is one that was not given: the manifest's value or the default holds.
 
     Attributes:
-        input: a file, folder or URI.
+        input: a file, folder, URI or pattern, or several of them; see `raybert.data.files.list_inputs`.
         output: the run's folder.
         text_column: the column of texts.
+        text: a template that makes the texts, such as ``"{title}. {body}"``; in place of ``text_column``.
+        where: a filter, such as ``"lang == 'en' and score > 0.5"``; see `raybert.data.where`.
         pair_column: the column of what belongs to each text: a second text, or a list of texts.
         keep: names of columns to carry along, or ``"all"``.
-        input_format: auto, parquet, jsonl or text.
-        limit: only the first so many rows of the input.
+        input_format: auto, parquet, jsonl, csv or text.
+        limit: only the first so many rows of the input, counted before the filter.
         split_rows: most rows of a split.
         split_bytes: most bytes of a split.
+        max_row_bytes: a larger row goes into the quarantine.
         vector_type: float32 or float16, as written.
         dtype: of the arithmetic.
         device: of the model actors.
@@ -63,15 +68,18 @@ class Options:
         overwrite: delete what an earlier run left in OUTPUT.
     """
 
-    input: str
+    input: str | tuple[str, ...]
     output: str
     text_column: str | None = None
+    text: str | None = None
+    where: str | None = None
     pair_column: str | None = None
     keep: tuple[str, ...] | str | None = None
     input_format: str | None = None
     limit: int | None = None
     split_rows: int | None = None
     split_bytes: int | None = None
+    max_row_bytes: int | None = None
     vector_type: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -86,7 +94,9 @@ class Options:
             one_of("dtype", self.dtype, DTYPES)
         if self.device is not None:
             one_of("device", self.device, DEVICES)
-        for name in ("limit", "split_rows", "split_bytes", "budget"):
+        if self.text is not None and self.text_column is not None:
+            raise SettingsError(f"text {self.text!r}: makes the texts; leave out text-column {self.text_column!r}")
+        for name in ("limit", "split_rows", "split_bytes", "max_row_bytes", "budget"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise SettingsError(f"{name.replace('_', '-')} {value!r}: takes a whole number from 1")
@@ -156,9 +166,10 @@ def make_plan(specs: Sequence[HeadSpec], options: Options) -> Plan:
         UsageError: input, output, columns, heads or options are not what they must be.
     """
     store = Store(_local_or_uri(options.output))
-    inputs = list_inputs(options.input, options.input_format or "auto")
-    _refuse_inside(store, inputs)
     manifest = None if options.overwrite else manifests.load(store)
+    root = None if manifest is None else manifest.settings["input"]
+    inputs = list_inputs(options.input, options.input_format or "auto", root=root)
+    _refuse_inside(store, inputs)
     if manifest is None:
         _refuse_strangers(store, overwrite=options.overwrite)
     else:
@@ -200,8 +211,13 @@ def read_spec(root: InputRoot, columns: InputSchema, settings: Mapping[str, Any]
         keep=columns.keep,
         split_rows=settings["split_rows"],
         split_bytes=settings["split_bytes"],
+        max_row_bytes=settings["max_row_bytes"],
         pair_column=columns.pair_column,
         pair_type=columns.pair_type,
+        text=settings["text"],
+        text_parts=columns.text_parts,
+        where=settings["where"],
+        where_columns=columns.where_columns,
     )
 
 
@@ -210,15 +226,13 @@ def _local_or_uri(output: str) -> str:
 
 
 def _refuse_inside(store: Store, inputs: Inputs) -> None:
-    if inputs.root.is_file:
-        return
-    top, output = inputs.root.uri.rstrip("/"), store.uri
-    if "://" not in output:
-        output = str(Path(output).resolve())
-    if f"{output}/".startswith(f"{top}/"):
-        raise SettingsError(
-            f"output {store.uri}: lies inside the input {inputs.root.shown}; choose a folder outside of it"
-        )
+    """An output whose parts would be found as input."""
+    output = store.uri if "://" in store.uri else str(Path(store.uri).resolve())
+    for source in inputs.sources:
+        if source.lists(output):
+            raise SettingsError(
+                f"output {store.uri}: lies inside the input {source.shown}; choose a folder outside of it"
+            )
 
 
 def _refuse_strangers(store: Store, *, overwrite: bool) -> None:
@@ -240,12 +254,15 @@ def _compare_settings(manifest: Manifest, options: Options, inputs: Inputs) -> N
     keep = options.keep
     asked = {
         "text_column": options.text_column,
+        "text": options.text,
+        "where": options.where,
         "pair_column": options.pair_column,
         "keep": keep if keep is None or isinstance(keep, str) else list(keep),
         "input_format": inputs.format,
         "limit": options.limit,
         "split_rows": options.split_rows,
         "split_bytes": options.split_bytes,
+        "max_row_bytes": options.max_row_bytes,
         "vector_type": options.vector_type,
         "dtype": None if options.dtype == "auto" else options.dtype,
         "device": None if options.device == "auto" else options.device,
@@ -263,28 +280,40 @@ def _settle_settings(
         columns = InputSchema.from_json(settings["columns"])
         if inputs.format != "parquet":
             return (), columns, settings
-        found = read_footers(
-            inputs, columns_to_read(columns.text_column, columns.pair_column, tuple(columns.keep.names))
+        asked = Asked(
+            text_column=columns.text_column,
+            text=settings["text"],
+            pair_column=columns.pair_column,
+            keep=tuple(columns.keep.names),
+            where=settings["where"],
         )
-        check_later_files(columns, inputs, found)
+        found = read_footers(inputs, asked.columns)
+        check_later_files(columns, inputs, found, asked)
         return found, columns, settings
     keep = () if options.keep is None else options.keep
-    text_column, pair_column = options.text_column or "text", options.pair_column
-    if pair_column == text_column:
+    text_column = (options.text_column or "text") if options.text is None else None
+    pair_column, text, where = options.pair_column, options.text, options.where
+    if pair_column is not None and pair_column == text_column:
         raise SettingsError(f"pair-column {pair_column!r}: is the text column too; name another one")
     footers: tuple[Footer, ...] = ()
     if inputs.format == "parquet":
-        footers = read_footers(inputs, columns_to_read(text_column, pair_column, keep))
-    columns = decide_schema(inputs, text_column, keep, pair_column=pair_column, footers=footers or None)
+        asked = Asked(text_column=text_column, text=text, pair_column=pair_column, keep=keep, where=where)
+        footers = read_footers(inputs, asked.columns)
+    columns = decide_schema(
+        inputs, text_column, keep, pair_column=pair_column, text=text, where=where, footers=footers or None
+    )
     settings = {
         "input": inputs.root.uri,
         "input_format": inputs.format,
         "text_column": text_column,
+        "text": text,
+        "where": where,
         "pair_column": pair_column,
         "keep": keep if isinstance(keep, str) else list(keep),
         "limit": options.limit,
         "split_rows": options.split_rows or SPLIT_ROWS,
         "split_bytes": options.split_bytes or SPLIT_BYTES,
+        "max_row_bytes": options.max_row_bytes or LINE_LIMIT,
         "vector_type": options.vector_type or "float32",
         "columns": columns.to_json(),
     }

@@ -8,21 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raybert.data.asked import no_column
+from raybert.data.assemble import Wanted
+from raybert.data.csvrecords import read_records
+from raybert.data.csvrows import CsvRows, read_header
 from raybert.data.cut import Cutter, Step
 from raybert.data.files import InputRoot, check_unchanged, first_line, open_stream
+from raybert.data.formats import delimiter_of
 from raybert.data.jsonl import JsonRows, LineParser, TextRows
 from raybert.data.lines import LINE_LIMIT, Lines, read_lines
 from raybert.data.parquet import open_parquet, parquet_batches
-from raybert.data.rows import ROW, bad_schema, good_schema
+from raybert.data.rows import ROW, Rows, bad_schema, good_schema
 from raybert.data.splits import Excluded, ReadTask, Split
+from raybert.data.template import Template
+from raybert.data.where import Where
 from raybert.errors import InputError
+
+
+def _no_columns() -> pa.Schema:
+    return pa.schema([])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +43,50 @@ class ReadSpec:
     Attributes:
         root: where the files lie.
         format: of the files.
-        text_column: the column of texts.
+        text_column: the column of texts; None where a template makes them.
         keep: kept columns, in the run's types.
         split_rows: most rows of a split.
         split_bytes: most bytes of a split, unless its one row is larger: of a line without its newline, in
-            Parquet of the text, the pair column and the kept columns.
-        line_limit: bytes of the longest line that is processed.
+            Parquet of all columns that are read, a text that is kept as well counted twice.
+        max_row_bytes: a larger row is a bad one: a line or record, in Parquet what the text is made of and the pair
+            column.
         pair_column: the column of what belongs to the texts; None where there is none.
         pair_type: its type in the run: large_string, or large_list<large_string>.
+        text: the template that makes the texts; None where a column holds them.
+        text_parts: the columns that it names, in their types.
+        where: the filter; None where all rows are wanted.
+        where_columns: the columns that it names, in the run's types.
     """
 
     root: InputRoot
     format: str
-    text_column: str
+    text_column: str | None
     keep: pa.Schema
     split_rows: int
     split_bytes: int
-    line_limit: int = LINE_LIMIT
+    max_row_bytes: int = LINE_LIMIT
     pair_column: str | None = None
     pair_type: pa.DataType | None = None
+    text: str | None = None
+    text_parts: pa.Schema = field(default_factory=_no_columns)
+    where: str | None = None
+    where_columns: pa.Schema = field(default_factory=_no_columns)
 
     @property
     def pair(self) -> pa.Field | None:
         """The pair column's name in the input and its type in the run; None where there is none."""
         return None if self.pair_column is None else pa.field(self.pair_column, self.pair_type)
+
+    def wanted(self) -> Wanted:
+        """What is made of a row."""
+        text = self.text_column if self.text is None else Template(self.text, self.text_parts)
+        assert text is not None
+        return Wanted(
+            text=text,
+            keep=self.keep,
+            pair=self.pair,
+            where=None if self.where is None else Where(self.where, self.where_columns),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +97,13 @@ class RawSplit:
         split: which rows.
         rows: rows to process: ``_row``, kept columns, ``__text``, maybe ``__pair``; see ``rows.good_schema``.
         bad: rows with a fault: ``_row``, kept columns, ``text``, ``reason``, ``detail``; ``rows.bad_schema``.
+        filtered: how many rows the filter took out.
     """
 
     split: Split
     rows: pa.Table
     bad: pa.Table
+    filtered: int
 
     @property
     def rows_in(self) -> int:
@@ -85,7 +118,7 @@ class _Batch(Protocol):
     def first(self) -> int: ...
     @property
     def sizes(self) -> npt.NDArray[np.int64]: ...
-    def rows(self, start: int, stop: int) -> tuple[pa.Table, pa.Table]: ...
+    def rows(self, start: int, stop: int) -> Rows: ...
 
 
 def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
@@ -106,8 +139,9 @@ def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
                         yield pending.pop(last=False)
                     pending = _Pending(task.file.number, step.row, spec)
                 assert pending is not None
-                for rows, bad in _parsed(batch, step, task.excluded, spec):
-                    pending.add(rows, bad)
+                for rows in _parsed(batch, step, task.excluded, spec):
+                    pending.add(rows)
+                assert pending.end == step.row + step.stop - step.start, (pending.end, step)
             if cutter.finished:
                 break
     check_unchanged(spec.root, task.file)
@@ -120,17 +154,15 @@ def read_splits(task: ReadTask, spec: ReadSpec) -> Iterator[RawSplit]:
     yield pending.pop(last=task.closes_file)
 
 
-def _parsed(
-    batch: _Batch, step: Step, excluded: Sequence[Excluded], spec: ReadSpec
-) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The rows of a step, good and bad; excluded ones are not even parsed: that may be what kills a worker."""
+def _parsed(batch: _Batch, step: Step, excluded: Sequence[Excluded], spec: ReadSpec) -> Iterator[Rows]:
+    """What becomes of the rows of a step; excluded ones are not even parsed: that may be what kills a worker."""
     at, first = step.start, step.row - step.start
     for each in excluded:
         place = each.row - first
         if step.start <= place < step.stop:
             if at < place:
                 yield batch.rows(at, place)
-            yield good_schema(spec.keep, spec.pair_type).empty_table(), _unparsed(each, spec)
+            yield Rows(good_schema(spec.keep, spec.pair_type).empty_table(), _unparsed(each, spec), 0)
             at = place + 1
     if at < step.stop:
         yield batch.rows(at, step.stop)
@@ -147,50 +179,50 @@ class _Pending:
     """The split that is being filled."""
 
     def __init__(self, file: int, begin: int, spec: ReadSpec) -> None:
-        self._file, self._begin, self._end = file, begin, begin
+        self._file, self._begin, self.end = file, begin, begin
         self._rows = [good_schema(spec.keep, spec.pair_type).empty_table()]
         self._bad = [bad_schema(spec.keep).empty_table()]
+        self._filtered = 0
 
-    def add(self, rows: pa.Table, bad: pa.Table) -> None:
-        self._end += len(rows) + len(bad)
-        self._rows.append(rows)
-        self._bad.append(bad)
+    def add(self, rows: Rows) -> None:
+        self.end += len(rows.good) + len(rows.bad) + rows.filtered
+        self._rows.append(rows.good)
+        self._bad.append(rows.bad)
+        self._filtered += rows.filtered
 
     def pop(self, *, last: bool) -> RawSplit:
         """The finished split; the pieces that it was joined from are let go."""
-        split = Split(file=self._file, begin=self._begin, end=self._end, last=last)
+        split = Split(file=self._file, begin=self._begin, end=self.end, last=last)
         rows, bad = self._rows, self._bad
         self._rows, self._bad = [], []
         return RawSplit(
             split=split,
             rows=pa.concat_tables(rows).combine_chunks(),
             bad=pa.concat_tables(bad).combine_chunks(),
+            filtered=self._filtered,
         )
 
 
 @contextmanager
 def _opened(task: ReadTask, spec: ReadSpec, cutter: Cutter, place: str) -> Iterator[Iterator[_Batch]]:
     """The batches of the task's file, which is closed at the end."""
+    wanted, limit = spec.wanted(), spec.max_row_bytes
     if task.row_groups is not None:
         with open_parquet(spec.root, task.file) as opened:
-            batches = parquet_batches(
-                opened,
-                task,
-                text_name=spec.text_column,
-                keep=spec.keep,
-                split_bytes=spec.split_bytes,
-                pair=spec.pair,
-            )
+            batches = parquet_batches(opened, task, wanted=wanted, split_bytes=spec.split_bytes, limit=limit)
             yield _guarded(batches, cutter, place)
         return
-    parser: LineParser
-    if spec.format == "text":
-        parser = TextRows(spec.keep, spec.line_limit)
-    else:
-        parser = JsonRows(spec.text_column, spec.keep, spec.line_limit, spec.pair)
     with open_stream(spec.root, task.file) as stream:
-        blocks = read_lines(stream, blank_rows=spec.format == "text", limit=spec.line_limit)
-        yield _guarded(_line_batches(blocks, parser), cutter, place)
+        lined: Iterator[_Batch]
+        if spec.format == "csv":
+            delimiter = delimiter_of(task.file.path)
+            records = read_records(stream, delimiter, limit=limit)
+            lined = _csv_batches(records, wanted, limit, delimiter, place)
+        else:
+            text = spec.format == "text"
+            parser = TextRows(wanted, limit) if text else JsonRows(wanted, limit)
+            lined = _line_batches(read_lines(stream, blank_rows=text, limit=limit), parser)
+        yield _guarded(lined, cutter, place)
 
 
 def _guarded(batches: Iterator[_Batch], cutter: Cutter, place: str) -> Iterator[_Batch]:
@@ -215,7 +247,7 @@ class _LineBatch:
     def sizes(self) -> npt.NDArray[np.int64]:
         return self.lines.sizes
 
-    def rows(self, start: int, stop: int) -> tuple[pa.Table, pa.Table]:
+    def rows(self, start: int, stop: int) -> Rows:
         sizes = self.lines.sizes[start:stop].tolist()
         return self.parser(self.first + start, self.lines.bytes_of(start, stop), sizes)
 
@@ -225,3 +257,19 @@ def _line_batches(blocks: Iterator[Lines], parser: LineParser) -> Iterator[_Line
     for lines in blocks:
         yield _LineBatch(row, lines, parser)
         row += len(lines.sizes)
+
+
+def _csv_batches(
+    blocks: Iterator[Lines], wanted: Wanted, limit: int, delimiter: str, place: str
+) -> Iterator[_LineBatch]:
+    """The records after the header; a file of nothing has no rows.
+
+    Raises:
+        InputError: the header can't be one, or lacks a column that every file must have.
+    """
+    header, blocks = read_header(blocks, limit, delimiter, place)
+    if header is not None:
+        for name in wanted.needed:
+            if name not in header:
+                raise no_column(name, place, header)
+        yield from _line_batches(blocks, CsvRows(wanted, limit, delimiter, header))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,14 +43,20 @@ class Reason:
 
 
 REASONS = {
-    "null": Reason("the text or the pair column's value is null, or its key is missing"),
-    "wrong_type": Reason("the text is no string; or the pair column's value is none, or no list of one string or more"),
+    "null": Reason("a value that the text is made of, or the pair column's value, is null, or its key is missing"),
+    "wrong_type": Reason(
+        "the text is no string, or a value of its template of no type that the run's schema says; or the pair column's "
+        "value is none, or no list of one string or more"
+    ),
     "invalid_json": Reason("the line is not JSON"),
     "not_an_object": Reason("the line is JSON, but not an object"),
+    "invalid_csv": Reason("the record's quotes don't fit, or it holds a NUL byte or a bare carriage return"),
+    "wrong_fields": Reason("the record has more or fewer fields than the file's header"),
     "invalid_utf8": Reason("a text or the line is not UTF-8"),
     "lone_surrogate": Reason("a text holds half of a surrogate pair, which UTF-8 can't express"),
     "kept_column": Reason("a kept column's value does not fit the run's schema"),
-    "too_long": Reason("the line is longer than the limit"),
+    "where_column": Reason("a value that the filter looks at does not fit the run's schema"),
+    "too_long": Reason("the line or record, or in Parquet the text and what belongs to it, is longer than the limit"),
     "killed_worker": Reason("a worker died each time it computed the row"),
     "out_of_memory": Reason("the row alone takes more memory than there was", retryable=True),
     "failed": Reason("a stage failed on the row with an error that raybert does not know", retryable=True),
@@ -71,6 +77,20 @@ class Fault:
     reason: str
     detail: str
     text: str | None
+
+
+class Rows(NamedTuple):
+    """What became of some rows that follow one another: each is in one of the three.
+
+    Attributes:
+        good: a table of ``good_schema``.
+        bad: a table of ``bad_schema``.
+        filtered: how many a filter took out.
+    """
+
+    good: pa.Table
+    bad: pa.Table
+    filtered: int
 
 
 def good_schema(keep: pa.Schema, pair_type: pa.DataType | None = None) -> pa.Schema:
@@ -128,12 +148,17 @@ def list_column(
 
 
 def sort_rows(
-    row: int, keep: pa.Schema, kept: Sequence[Any], texts: Any, faults: Mapping[int, Fault], pairs: Any = None
+    row_numbers: npt.NDArray[np.int64],
+    keep: pa.Schema,
+    kept: Sequence[Any],
+    texts: Any,
+    faults: Mapping[int, Fault],
+    pairs: Any = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Tell good rows from bad ones; both stay in order.
 
     Args:
-        row: number of the first row.
+        row_numbers: [R] each row's number in the file.
         keep: kept columns.
         kept: one array per kept column, in the run's type, null where unreadable.
         texts: large_string array of the texts.
@@ -143,7 +168,7 @@ def sort_rows(
     Returns:
         A table of ``good_schema`` and one of ``bad_schema``.
     """
-    numbers = pa.array(np.arange(row, row + len(texts), dtype=np.int64))
+    numbers = pa.array(row_numbers)
     read = [texts] if pairs is None else [texts, pairs]
     schema = good_schema(keep, None if pairs is None else pairs.type)
     rows = pa.Table.from_arrays([numbers, *kept, *read], schema=schema)
@@ -186,3 +211,8 @@ def utf8_fault(raw: bytes) -> Fault | None:
         detail = f"byte 0x{raw[error.start]:02x} at byte {error.start}: {error.reason}"
         return Fault("invalid_utf8", detail, escaped(raw))
     return None
+
+
+def too_long(size: int, limit: int) -> Fault:
+    """The fault of a row with more bytes than a row may have."""
+    return Fault("too_long", f"{size} bytes, over the limit of {limit}", None)

@@ -18,8 +18,9 @@ class RunReport:
         rows_total: rows of the input; for progress.
         total_is_exact: whether footers or a limit told them; else they are estimated.
         rows_before: rows that earlier runs had committed.
-        rows: rows committed by this run, quarantined ones included.
+        rows: rows committed by this run, quarantined and filtered ones included.
         quarantined: of these.
+        filtered: of these, left out by the filter.
         quarantined_before: rows that earlier runs had put into the quarantine; counted where a limit asks.
         reasons: rows that this run put into the quarantine, by reason.
         tokens: by head, before truncation.
@@ -42,6 +43,7 @@ class RunReport:
     rows_before: int = 0
     rows: int = 0
     quarantined: int = 0
+    filtered: int = 0
     quarantined_before: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class RunReport:
         self.last_commit = max(self.last_commit or 0.0, note["committed"])
         self.rows += rows
         self.quarantined += note["quarantined"]
+        self.filtered += note["filtered"]
         self.parts += 1
         self.forwarded += note["forwarded"]
         for reason, count in note["reasons"].items():

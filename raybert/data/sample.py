@@ -132,7 +132,7 @@ def take_sample(
         try:
             good, bad = _read_again(spec, file, np.unique(rows_of[own]).tolist())
         except InputError as error:
-            left_out.append(f"{len(own)} rows left out: {error}")
+            left_out.append(f"{len(own)} of the sample left out: {error}")
             continue
         at_of_row = {row: at for at, row in enumerate(good["_row"].to_pylist())}
         found = [at for at in own.tolist() if int(rows_of[at]) in at_of_row]
@@ -142,7 +142,7 @@ def take_sample(
         for row in sorted(set(rows_of[own].tolist()) - set(at_of_row)):
             refused.append((Place(path=file.path, row=row), bad.get(row, "reading the input passes it by")))
     if left_out and not again:
-        raise InputError(f"no file of the sample can be compared: {left_out[0]}")
+        raise InputError(f"no row of the sample can be compared: {left_out[0]}")
     return Sample(
         places=tuple(places),
         stored=table.take(pa.array(kept, pa.int64())),

@@ -109,7 +109,8 @@ def read_stage(task: ReadTask, job: Job) -> Iterator[pa.Table]:
     def as_row(raw: RawSplit, begun: float) -> pa.Table:
         split = {"begin": raw.split.begin, "end": raw.split.end, "last": raw.split.last}
         seconds = time.perf_counter() - begun
-        return to_row({**note, **split, "read_s": seconds}, {"rows": raw.rows, "bad": raw.bad})
+        counted = {**split, "filtered": raw.filtered, "read_s": seconds}
+        return to_row({**note, **counted}, {"rows": raw.rows, "bad": raw.bad})
 
     splits = read_splits(task, job.read)
     try:
@@ -326,7 +327,7 @@ def make_files(note: Note, tables: Mapping[str, pa.Table], job: Job) -> Files:
         rows_in=split.end - split.begin,
         ok=len(rows),
         quarantined=len(bad),
-        filtered=0,
+        filtered=note["filtered"],
         tokens=tokens,
         fingerprints=job.fingerprints,
         version=VERSION,

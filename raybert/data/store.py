@@ -3,7 +3,8 @@
 ``Store.write`` is the only way anything gets into OUTPUT. The bytes are complete before it opens a file,
 and they reach their final name in one step: on a local disk by ``os.replace`` of a temporary that was
 fsynced, in an object store by a server-side copy of a temporary whose stored size was checked. A stream to
-a final name is never opened, because pyarrow completes an upload even when the writer raised.
+a final name is never opened, because pyarrow completes an upload even when the writer raised. What an object
+store fails at for a moment is tried again (`raybert.data.patience`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raybert.data.files import open_uri
+from raybert.data.patience import PATIENCE, CutShort, StoreRefused, cause
 from raybert.errors import OutputError
 
 TEMPORARIES = "_raybert/tmp"
@@ -75,23 +77,27 @@ class Store:
         """
         with self.blame(""):
             if (folder := self.folder) is None:
-                self._put(self._path(f"{TEMPORARIES}/{uuid4().hex}"), b"", keep=False)
+                temporary = f"{TEMPORARIES}/{uuid4().hex}"
+                PATIENCE(lambda: self._put(temporary, b""))
+                self._open()[0].delete_file(self._path(temporary))
                 return
             _make_folder(folder / TEMPORARIES)
             for each in (folder, folder / "_raybert"):  # not the temporaries: another driver may sweep them
                 _check_writable(each)
 
     def check_writable(self) -> None:
-        """Refuse a folder of which the disk says already that it can't be written to; nothing is created.
+        """Refuse a place of which is known already that it can't be written to; nothing is created.
 
         Raises:
-            OutputError: naming the folder.
+            OutputError: naming the folder; or there is no such bucket.
         """
-        if (folder := self.folder) is not None:
+        with self.blame(""):
+            if (folder := self.folder) is None:
+                self._check_bucket()
+                return
             while not folder.exists():
                 folder = folder.parent
-            with self.blame(""):
-                _check_writable(folder)
+            _check_writable(folder)
 
     def write(self, name: str, data: bytes | pa.Buffer) -> None:
         """Commit ``data`` under ``name``: all of it durably, or nothing; an older file is replaced.
@@ -100,11 +106,10 @@ class Store:
             OutputError: the disk is full, the folder can't be written to, or the store refused.
         """
         with self.blame(name, size=len(data)):
-            commit = self._write_object if self.folder is None else self._write_local
             for _ in range(_ATTEMPTS - 1):
                 with suppress(FileNotFoundError):
-                    return commit(name, data)
-            return commit(name, data)
+                    return self._commit(name, data)
+            return self._commit(name, data)
 
     def list(self, prefix: str = "") -> list[str]:
         """Names of all files that begin with ``prefix``, sorted; ``""`` lists the whole folder.
@@ -171,39 +176,53 @@ class Store:
             elif f"{name}/".startswith(prefix):
                 yield from self._walk(name, prefix)
 
-    def _write_local(self, name: str, data: bytes | pa.Buffer) -> None:
-        root = Path(self._open()[1])
-        temporary, final = root / TEMPORARIES / uuid4().hex, root / name
-        _make_folder(temporary.parent)
-        _make_folder(final.parent)
+    def _commit(self, name: str, data: bytes | pa.Buffer) -> None:
+        """The three steps of a commit: a whole temporary, its final name, and nothing left of the temporary."""
+        temporary = f"{TEMPORARIES}/{uuid4().hex}"
         try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(final)
+            self._fill(temporary, data)
+            self._place(temporary, name)
+        finally:
+            self._drop(temporary)
+
+    def _fill(self, temporary: str, data: bytes | pa.Buffer) -> None:
+        """Write a temporary that outlives a power cut, or an object whose stored size is right."""
+        if self.folder is None:
+            PATIENCE(lambda: self._put(temporary, data))
+            return
+        path = self.folder / temporary
+        _make_folder(path.parent)
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _place(self, temporary: str, name: str) -> None:
+        """Give a temporary its final name, in one step."""
+        if self.folder is not None:
+            final = self.folder / name
+            _make_folder(final.parent)
+            (self.folder / temporary).replace(final)
             _sync_folder(final.parent)
-        finally:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-    def _write_object(self, name: str, data: bytes | pa.Buffer) -> None:
-        filesystem = self._open()[0]
-        temporary, final = self._path(f"{TEMPORARIES}/{uuid4().hex}"), self._path(name)
+            return
+        filesystem, source, target = self._open()[0], self._path(temporary), self._path(name)
         try:
-            self._put(temporary, data)
-            try:
-                filesystem.copy_file(temporary, final)
-            except FileNotFoundError:  # a filesystem with real folders
-                filesystem.create_dir(final.rpartition("/")[0], recursive=True)
-                filesystem.copy_file(temporary, final)
-        finally:
-            with suppress(OSError, pa.ArrowException):  # what stays is a temporary: the sweep takes it
-                filesystem.delete_file(temporary)
+            filesystem.copy_file(source, target)
+        except FileNotFoundError:  # a filesystem with real folders
+            filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+            filesystem.copy_file(source, target)
 
-    def _put(self, path: str, data: bytes | pa.Buffer, *, keep: bool = True) -> None:
+    def _drop(self, temporary: str) -> None:
+        """Remove a temporary if it is still there; one that stays is taken by the sweep."""
+        with suppress(OSError, pa.ArrowException):
+            if self.folder is None:
+                self._open()[0].delete_file(self._path(temporary))
+            else:
+                (self.folder / temporary).unlink(missing_ok=True)
+
+    def _put(self, name: str, data: bytes | pa.Buffer) -> None:
         """Upload, and check the stored size: an upload that broke off may still have been completed."""
-        filesystem = self._open()[0]
+        filesystem, path = self._open()[0], self._path(name)
         try:
             stream = filesystem.open_output_stream(path)
         except FileNotFoundError:  # a filesystem with real folders
@@ -215,9 +234,17 @@ class Store:
         if stored is None:
             raise FileNotFoundError(errno.ENOENT, "a sweep took it", path)
         if stored != len(data):
-            raise OSError(errno.EIO, f"{len(data)} bytes were sent and {stored} arrived", path)
-        if not keep:
-            filesystem.delete_file(path)
+            raise CutShort(errno.EIO, f"{len(data)} bytes were sent and {stored} arrived", path)
+
+    def _check_bucket(self) -> None:
+        filesystem, root = self._open()
+        bucket = root.partition("/")[0]
+        try:
+            found = filesystem.get_file_info(bucket)
+        except StoreRefused:  # who may write into a folder of a bucket may still not ask about the bucket
+            return
+        if filesystem.type_name.endswith(("s3", "gcs")) and found.type == pafs.FileType.NotFound:
+            raise OSError(errno.EIO, f"NO_SUCH_BUCKET {bucket}")
 
     @contextmanager
     def blame(self, name: str, *, size: int = 0, missing_passes: bool = False) -> Iterator[None]:
@@ -235,24 +262,23 @@ class Store:
     def _explain(self, name: str, size: int, error: Exception) -> str:
         number = getattr(error, "errno", None)
         place = self.place(name)
+        if isinstance(error, StoreRefused):
+            return f"{place}: {error.strerror}"
+        if "NO_SUCH_BUCKET" in str(error):
+            return f"{place}: there is no such bucket; create it, or choose another --output"
         if number in _NO_ROOM:
             where = "" if self.folder is None else f", {_free_bytes(self.folder)} bytes are free"
             return f"{place}: no room for {size} bytes{where}; make room and run the same command again"
-        if number in _NO_RIGHT or "ACCESS_DENIED" in str(error):
+        if number in _NO_RIGHT:
             what = "read-only file system" if number == errno.EROFS else "permission denied"
             return f"{place}: {what}; choose another --output"
         if number in _NO_FOLDER:
             return f"{place}: a file stands in the place of a folder, or the reverse; choose another --output"
-        return f"{place}: {_one_line(error)}; run the same command again when the storage answers"
+        return f"{place}: {cause(error)}; run the same command again when the storage answers"
 
 
 def _rebuild(uri: str, filesystem: pafs.FileSystem | None) -> Store:
     return Store(uri, filesystem=filesystem)
-
-
-def _one_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return " ".join(text.split()) or type(error).__name__
 
 
 def _make_folder(folder: Path) -> None:

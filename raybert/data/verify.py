@@ -3,8 +3,9 @@
 Per part: what its footer says against its name, the manifest and the quarantine. Per input file: the row
 ranges follow one another from row 0 to the part with ``last``. In the folder: nothing else. Every footer is
 checked against its own digest. With ``full`` the files are read too: content digests are computed anew
-(with the footer's digest that covers every byte of every part and quarantine file), and every row number
-belongs where it stands and stands there once.
+(with the footer's digest that covers every byte of every part and quarantine file), every row number belongs
+where it stands and stands there once, the rows' tokens are those of the receipt, and every quarantined row has one
+of the reasons that there are. What answers may be is no matter of conservation: see `raybert.data.parity`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raybert.data.manifest import NAME as MANIFEST
@@ -30,6 +32,7 @@ from raybert.data.part import (
     read_footer,
     stored_schema,
 )
+from raybert.data.rows import REASONS
 from raybert.data.splits import InputFile, PartName, parse_part_name, split_hash
 from raybert.data.store import TEMPORARIES, Store
 from raybert.errors import OutputError, UsageError
@@ -189,7 +192,7 @@ class _PartCheck:
         return _differing("rows in the quarantine", receipt.quarantined or "no file", found)
 
     def _rows(self, name: str, receipt: Receipt, content_sha256: str) -> list[str]:
-        """Digests and row numbers; rows are looked at only where the digests hold."""
+        """Digests and what the rows say; they are looked at only where the digests hold."""
         digests = {name: content_sha256}
         if receipt.quarantined and quarantine_name(name) in self._names:
             digests[quarantine_name(name)] = read_footer(self._store, quarantine_name(name)).content_sha256
@@ -199,28 +202,50 @@ class _PartCheck:
             if differs:
                 problems += differs
                 continue
-            wrong, rows = self._row_numbers(each, receipt)
+            tokens = [f"{head}_tokens" for head in receipt.tokens if f"{head}_tokens" in self._schema.names]
+            with self._store.open(each) as file, self._store.blame(each):
+                table = pq.ParquetFile(file).read(["_file", "_row", *(tokens if each == name else ["reason"])])
+            wrong, rows = _row_numbers(table, receipt)
+            wrong += _tokens(table, receipt) if each == name else _reasons(table)
             problems += [f"{each}: {line}" for line in wrong]
             seen.append(rows)
         if len(seen) == 2 and (twice := np.intersect1d(seen[0], seen[1])).size:
             problems.append(f"{twice.size} rows are in the quarantine too, the first is {twice[0]}")
         return problems
 
-    def _row_numbers(self, name: str, receipt: Receipt) -> tuple[list[str], npt.NDArray[np.int64]]:
-        with self._store.open(name) as file, self._store.blame(name):
-            table = pq.ParquetFile(file).read(columns=["_file", "_row"])
-        if table.num_columns != 2 or any(column.null_count for column in table.columns):
-            return ["_file and _row: expected two columns without nulls"], np.zeros(0, np.int64)
-        files, rows = (column.to_numpy() for column in table.columns)
-        problems = []
-        if (others := files[files != receipt.file]).size:
-            problems += _differing("_file", receipt.file, int(others[0]))
-        if (falls := np.flatnonzero(np.diff(rows) <= 0)).size:
-            problems.append(f"_row: expected ascending, found {rows[falls[0] + 1]} after {rows[falls[0]]}")
-        end = receipt.first_row + receipt.rows_in
-        if (outside := rows[(rows < receipt.first_row) | (rows >= end)]).size:
-            problems.append(f"_row: expected {receipt.first_row} to {end - 1}, found {outside[0]}")
-        return problems, rows
+
+def _row_numbers(table: pa.Table, receipt: Receipt) -> tuple[list[str], npt.NDArray[np.int64]]:
+    places = [table[name] for name in ("_file", "_row") if name in table.column_names]
+    if len(places) != 2 or any(column.null_count for column in places):
+        return ["_file and _row: expected two columns without nulls"], np.zeros(0, np.int64)
+    files, rows = (column.to_numpy() for column in places)
+    problems = []
+    if (others := files[files != receipt.file]).size:
+        problems += _differing("_file", receipt.file, int(others[0]))
+    if (falls := np.flatnonzero(np.diff(rows) <= 0)).size:
+        problems.append(f"_row: expected ascending, found {rows[falls[0] + 1]} after {rows[falls[0]]}")
+    end = receipt.first_row + receipt.rows_in
+    if (outside := rows[(rows < receipt.first_row) | (rows >= end)]).size:
+        problems.append(f"_row: expected {receipt.first_row} to {end - 1}, found {outside[0]}")
+    return problems, rows
+
+
+def _tokens(table: pa.Table, receipt: Receipt) -> list[str]:
+    """What the rows' own counts of tokens sum up to, against the receipt."""
+    problems = []
+    for head, expected in receipt.tokens.items():
+        if f"{head}_tokens" in table.column_names:
+            total = pc.sum(table[f"{head}_tokens"], min_count=0).as_py()
+            problems += _differing(f"{head}_tokens of all rows", expected, total)
+    return problems
+
+
+def _reasons(table: pa.Table) -> list[str]:
+    """Every row of the quarantine has a reason that there is."""
+    if "reason" not in table.column_names:
+        return ["reason: no such column"]
+    others = [reason for reason in table["reason"].unique().to_pylist() if reason not in REASONS]
+    return _differing("reason", f"one of {', '.join(REASONS)}", others[0]) if others else []
 
 
 def _differing(what: str, expected: object, found: object) -> list[str]:

@@ -1,8 +1,8 @@
-"""Kill -9, thirty times: a model actor, a write worker and the driver, ten times each, at moments that seeds choose.
+"""Kill -9 of a model actor, a write worker and the driver in one run after another, at moments that seeds choose.
 
-The log lists every kill; to see it while it goes on::
+Six kills in the slow tier, thirty in the soak tier; the log lists every one::
 
-    pytest tests/crash/test_kills.py -m slow -o log_cli=true -o log_cli_level=INFO
+    pytest tests/crash/test_kills.py -m soak -o log_cli=true -o log_cli_level=INFO
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ import pytest
 from tests.crash.conftest import Clean, run_undisturbed
 from tests.jobs import Cli, armed, assert_same_tree, at_work, parts, run_cli, tree_bytes, wait_for
 
-SEEDS = range(10)
 _LOG = logging.getLogger(__name__)
-
-
-@pytest.fixture(scope="module")
-def many(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Clean:
-    """162 splits: enough that some are missing at every one of thirty kills."""
-    return run_undisturbed(tmp_path_factory.mktemp("many"), tiny, files=3, rows=216, split_rows=4)
 
 
 def victim_of(cli: Cli, kind: str) -> int:
@@ -55,24 +48,38 @@ def kill(cli: Cli, kind: str, seed: int, output: Path, clean: Clean, begun: floa
     )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_after_thirty_kills_the_folder_is_that_of_an_undisturbed_run(many: Clean, tmp_path: Path) -> None:
-    output = many.begun(tmp_path)
-    expected = tree_bytes(many.output)
+def kill_again_and_again(seeds: range, undisturbed: Clean, folder: Path) -> None:
+    """Three kills a seed, the last of them the driver's; then the run goes on to its end."""
+    output = undisturbed.begun(folder)
+    expected = tree_bytes(undisturbed.output)
     with ExitStack() as families:  # Ray's agents outlive a driver by a minute: their end is awaited at the end
-        for seed in SEEDS:
+        for seed in seeds:
             begun = time.monotonic()
-            cli = families.enter_context(Cli(*many.words(output), env=armed(commit_s=0.1)))
+            cli = families.enter_context(Cli(*undisturbed.words(output), env=armed(commit_s=0.1)))
             workers = ["model actor", "write worker"]
             random.Random(seed).shuffle(workers)
             for kind in (*workers, "driver"):
-                kill(cli, kind, seed, output, many, begun)
+                kill(cli, kind, seed, output, undisturbed, begun)
             assert cli.finish().code == -signal.SIGKILL
             wait_for(lambda folder=cli.folder: not at_work(folder), "the end of the dead driver's workers", within_s=30)
             found = tree_bytes(output)
             half = [name for name in found if "part-" in name and found[name] != expected.get(name)]
             assert half == []
-        done = run_cli(*many.words(output))
+        done = run_cli(*undisturbed.words(output))
     assert (done.code, done.errors) == (0, [])
-    assert_same_tree(output, many.output)
+    assert_same_tree(output, undisturbed.output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_after_six_kills_the_folder_is_that_of_an_undisturbed_run(tiny: Path, tmp_path: Path) -> None:
+    """54 splits: enough that some are missing at every kill."""
+    undisturbed = run_undisturbed(tmp_path / "many", tiny, files=3, rows=72, split_rows=4)
+    kill_again_and_again(range(2), undisturbed, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_after_thirty_kills_the_folder_is_that_of_an_undisturbed_run(tiny: Path, tmp_path: Path) -> None:
+    undisturbed = run_undisturbed(tmp_path / "many", tiny, files=3, rows=216, split_rows=4)
+    kill_again_and_again(range(10), undisturbed, tmp_path)

@@ -7,6 +7,7 @@
   rows to process; the stages are read, encode, compute, write.
 - ``{"fail": ["encode", "b.jsonl", 20]}``: the stage raises there what raybert raises nowhere.
 - ``{"full_after": 3}``: a write worker's disk is full after so many commits of it.
+- ``{"points": "/folder"}``: every process of the run kills itself where the folder says, see faultpoints.py.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_STAGES = "raybert.data.stages"
+_STAGES, _STORE = "raybert.data.stages", "raybert.data.store"
 
 
 class _Finder(MetaPathFinder):
-    """Finds the one module that is armed, as Python would, and arms it once it is loaded."""
+    """Finds the modules that are armed, as Python would, and arms each once it is loaded."""
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _STAGES:
+        if name not in (_STAGES, _STORE):
             return None
         spec = PathFinder.find_spec(name, path, target)
         assert spec is not None
@@ -49,7 +50,14 @@ class _Armed(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
-        _arm(module, json.loads(os.environ["RAYBERT_TRAP"]))
+        trap = json.loads(os.environ["RAYBERT_TRAP"])
+        if "points" in trap:
+            import faultpoints
+
+            arm = faultpoints.arm_stages if module.__name__ == _STAGES else faultpoints.arm_store
+            arm(module, Path(trap["points"]))
+        elif module.__name__ == _STAGES:
+            _arm(module, trap)
 
 
 def _arm(stages: Any, trap: dict[str, Any]) -> None:

@@ -1,0 +1,120 @@
+"""What raybert tells about its work: records of the logger ``raybert``, and their form as one JSON object a line.
+
+A record says in words what happened and carries the facts as attributes (`FIELDS`), so that any handler of ``logging``
+can use them. Nothing is set up here: who wants to hear gives the logger, or the root, a handler and a level. Where
+nobody listens nothing is said; what Python does then by itself, write warnings to stderr, would disturb a progress bar.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+LOGGER = "raybert"
+EVENTS: Mapping[str, int] = {
+    "run_started": logging.INFO,
+    "input_gone": logging.WARNING,
+    "split_committed": logging.INFO,
+    "rows_quarantined": logging.WARNING,
+    "worker_died": logging.WARNING,
+    "split_set_aside": logging.WARNING,
+    "split_failed": logging.ERROR,
+    "run_finished": logging.INFO,
+    "run_stopped": logging.WARNING,
+    "run_failed": logging.ERROR,
+}
+"""What can happen, and how loud it is."""
+LAST_EVENTS = frozenset({"run_finished", "run_stopped", "run_failed"})
+
+FIELDS = (
+    *("event", "run", "output", "heads", "split", "reason", "rows", "rows_before", "quarantined", "filtered", "tokens"),
+    *("forwarded", "parts", "seconds", "stages", "deaths", "error"),
+)
+"""Attributes that a record may have beside those of ``logging``, in the order in which JSON has them."""
+
+
+class RunLog:
+    """What one session of a run tells.
+
+    Args:
+        output: where it writes, as it may be shown.
+
+    Attributes:
+        run: short and random, one of its own for each session.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.run = secrets.token_hex(4)
+        self._output = output
+
+    def tell(self, event: str, words: str, *, bug: BaseException | None = None, **fields: Any) -> None:
+        """Emit the record of an event; a field that is None is left out, the traceback of a bug is taken along."""
+        logger, level = logging.getLogger(LOGGER), EVENTS[event]
+        if logger.isEnabledFor(level) and logger.hasHandlers():
+            given = {name: value for name, value in fields.items() if value is not None}
+            assert set(given) <= set(FIELDS), given
+            extra = {"event": event, "run": self.run, "output": self._output, **given}
+            logger.log(level, "%s", words, extra=extra, exc_info=bug)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: time (UTC, ISO 8601), level, event, run, message, and the fields it has.
+
+    A record of another origin has the event ``log``; one with a traceback has it under ``traceback``.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        when = datetime.fromtimestamp(record.created, UTC)
+        own = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        event = own.pop("event", "log")
+        facts = {
+            "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": event,
+            **({"run": own.pop("run")} if "run" in own else {}),
+            "message": record.getMessage(),
+            **own,
+        }
+        if record.exc_info:
+            facts["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(facts, ensure_ascii=False, default=str)
+
+
+class JsonHandler(logging.StreamHandler[TextIO]):
+    """Writes JSON lines.
+
+    Attributes:
+        end_told: whether a line said how the run ended.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self.setFormatter(JsonFormatter())
+        self.end_told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        super().emit(record)
+        self.end_told = self.end_told or getattr(record, "event", "") in LAST_EVENTS
+
+
+@contextmanager
+def json_lines(stream: TextIO) -> Iterator[JsonHandler]:
+    """Send what raybert tells to ``stream`` as JSON lines, for the length of the block."""
+    logger, handler = logging.getLogger(LOGGER), JsonHandler(stream)
+    before = (logger.level, logger.propagate)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
