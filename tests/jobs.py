@@ -183,9 +183,9 @@ class Cli:
         finally:
             self._folder.__exit__(None, None, None)
 
-    def finish(self) -> Finished:
+    def finish(self, patience_s: float = PATIENCE_S) -> Finished:
         """Wait for its end."""
-        out, err = self.process.communicate(timeout=PATIENCE_S)
+        out, err = self.process.communicate(timeout=patience_s)
         return Finished(self.process.returncode, out, err)
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
@@ -203,10 +203,10 @@ class Cli:
         return [pid for pid, title in family(self.folder).items() if title.startswith("ray::") and word in title]
 
 
-def run_cli(*words: object, env: dict[str, str | None] | None = None) -> Finished:
+def run_cli(*words: object, env: dict[str, str | None] | None = None, patience_s: float = PATIENCE_S) -> Finished:
     """One command line from start to end."""
     with Cli(*words, env=env) as cli:
-        return cli.finish()
+        return cli.finish(patience_s)
 
 
 def armed(**trap: Any) -> dict[str, str | None]:
@@ -255,6 +255,13 @@ def small_ray(cpus: int = 2, *, env: dict[str, str | None] | None = None) -> Ite
             os.environ.clear()
             os.environ.update(before)
             assert_no_family(folder)
+
+
+def joining(env: dict[str, str | None]) -> dict[str, str | None]:
+    """The same variables for a command that joins the Ray of `small_ray`."""
+    import ray
+
+    return env | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 def some_texts(count: int) -> list[str]:

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,8 +33,14 @@ KEY, SECRET = "raybert-tests", "not-to-be-shown"
 STEPS = ("GET", "HEAD", "LIST", "PUT", "COPY", "DELETE", "CREATE", "PART", "COMPLETE")
 """What a request asks for; the last three are the steps of a multipart upload."""
 
+_MOTO = """
+import os, sys, threading
+from moto.server import main
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()  # with who started it
+main()
+"""
 _OF_THE_WAY = ("connection", "content-length", "expect", "transfer-encoding")
-_CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
+_CODES = {"200": "InternalError", "500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}
 
 
 @dataclass
@@ -113,8 +119,8 @@ def moto_server() -> Iterator[Server]:
         port = probe.getsockname()[1]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-c", _MOTO, "-H", "127.0.0.1", "-p", str(port)],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             start_new_session=True,  # the Ctrl-C of a test that is stopped goes to the test
@@ -128,7 +134,7 @@ def moto_server() -> Iterator[Server]:
             yield Server(port)
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
 
 
 def _answers(port: int) -> bool:
@@ -144,7 +150,8 @@ class Fault:
     Attributes:
         kind: ``drop`` (the connection ends before the store saw the request), ``lost`` (the store did it, and the
             connection ends before the answer), ``cut`` (the answer's body ends half-way), ``late`` (it waits half a
-            second), or an HTTP status: ``500``, ``503``, ``403``.
+            second), or an HTTP status with an error as its body: ``500``, ``503``, ``403``, and the ``200`` with which
+            S3 may begin to answer a copy before it fails.
         step: one of `STEPS`; empty for any.
         name: a piece of the object's key; empty for any.
         times: so often.
@@ -193,8 +200,7 @@ class Proxy(Server):
         self.struck: Counter[tuple[str, str]] = Counter()
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._http.daemon_threads = True
+        self._http = _Front(self)
         super().__init__(self._http.server_address[1])
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.05})
 
@@ -219,74 +225,80 @@ class Proxy(Server):
             return found
 
 
-def _handler(proxy: Proxy) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Front(ThreadingHTTPServer):
+    daemon_threads = True
 
-        def pass_on(self) -> None:
-            body = self.body()
-            step, key = step_of(self.command, self.path, "x-amz-copy-source" in self.headers)
-            fault = proxy.fault(step, key)
-            kind = fault.kind if fault is not None else ""
-            if kind == "late":
-                time.sleep(0.5)
-            if kind == "drop":
-                self.close_connection = True
-                return
-            if fault is not None and kind.isdigit():
-                code = fault.code or _CODES[kind]
-                what = f"<Error><Code>{code}</Code><Message>The proxy says {code}.</Message></Error>".encode()
-                self.answer(int(kind), [("Content-Type", "application/xml")], what)
-                return
-            status, headers, content = self.asked(body)
-            if kind == "lost":
-                self.close_connection = True
-                return
-            self.answer(status, headers, content, cut=kind == "cut")
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        super().__init__(("127.0.0.1", 0), _Handler)
 
-        def body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            pieces = []
-            while size := int(self.rfile.readline(), 16):
-                pieces.append(self.rfile.read(size))
-                self.rfile.readline()
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Front
+    protocol_version = "HTTP/1.1"
+
+    def pass_on(self) -> None:
+        body = self.body()
+        step, key = step_of(self.command, self.path, "x-amz-copy-source" in self.headers)
+        fault = self.server.proxy.fault(step, key)
+        kind = fault.kind if fault is not None else ""
+        if kind == "late":
+            time.sleep(0.5)
+        if kind == "drop":
+            self.close_connection = True
+            return
+        if fault is not None and kind.isdigit():
+            code = fault.code or _CODES[kind]
+            what = f"<Error><Code>{code}</Code><Message>The proxy says {code}.</Message></Error>".encode()
+            self.answer(int(kind), [("Content-Type", "application/xml")], what)
+            return
+        status, headers, content = self.asked(body)
+        if kind == "lost":
+            self.close_connection = True
+            return
+        self.answer(status, headers, content, cut=kind == "cut")
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        pieces = []
+        while size := int(self.rfile.readline(), 16):
+            pieces.append(self.rfile.read(size))
             self.rfile.readline()
-            return b"".join(pieces)
+        self.rfile.readline()
+        return b"".join(pieces)
 
-        def asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
-            connection = http.client.HTTPConnection("127.0.0.1", proxy.behind.port, timeout=60)
-            try:
-                headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_THE_WAY}
-                connection.request(self.command, self.path, body, headers)
-                answer = connection.getresponse()
-                return answer.status, answer.getheaders(), answer.read()
-            finally:
-                connection.close()
+    def asked(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.proxy.behind.port, timeout=60)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_THE_WAY}
+            connection.request(self.command, self.path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            connection.close()
 
-        def answer(self, status: int, headers: list[tuple[str, str]], content: bytes, *, cut: bool = False) -> None:
-            self.send_response_only(status)
-            lengths = [value for name, value in headers if name.lower() == "content-length"]
-            for name, value in headers:
-                if name.lower() not in _OF_THE_WAY:
-                    self.send_header(name, value)
-            of_head = self.command == "HEAD" and lengths
-            self.send_header("Content-Length", lengths[0] if of_head else str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content[: len(content) // 2] if cut else content)
-            self.close_connection = self.close_connection or cut
+    def answer(self, status: int, headers: list[tuple[str, str]], content: bytes, *, cut: bool = False) -> None:
+        self.send_response_only(status)
+        lengths = [value for name, value in headers if name.lower() == "content-length"]
+        for name, value in headers:
+            if name.lower() not in _OF_THE_WAY:
+                self.send_header(name, value)
+        of_head = self.command == "HEAD" and lengths
+        self.send_header("Content-Length", lengths[0] if of_head else str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+        self.close_connection = self.close_connection or cut
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = pass_on
 
-        def log_message(self, *_: object) -> None:
-            """Tests look at ``seen`` and ``struck``."""
+    def log_message(self, *_: object) -> None:
+        """Tests look at ``seen`` and ``struck``."""
 
-        def handle_one_request(self) -> None:
-            with suppress(ConnectionError):  # a client that was killed
-                super().handle_one_request()
-
-    return Handler
+    def handle_one_request(self) -> None:
+        with suppress(ConnectionError):  # a client that was killed
+            super().handle_one_request()
 
 
 def step_of(method: str, target: str, copies: bool) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""CSV: the rows that Python's csv module reads, in splits that depend on the file alone; faults cost their own record."""
+"""CSV: the rows that Python's csv module reads, in splits of the file alone; a fault costs its own record."""
 
 from __future__ import annotations
 

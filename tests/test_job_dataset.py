@@ -153,5 +153,9 @@ def test_tries_are_counted_until_one_ends():
     tries.end("b")
     tries.end("b")
     assert [tries.begin("b") for _ in range(MOST_DEATHS + 1)] == [True] * MOST_DEATHS + [False]
-    tries.give_up("a", "a is given up")
-    assert tries.given_up() == ["a is given up"]
+    assert tries.reached("c", 5) == 5
+    tries.reach("c", 9)
+    tries.reach("c", 7)
+    assert tries.reached("c", 5) == 9
+    tries.put_aside("a", {"begin": 3})
+    assert tries.aside() == [{"begin": 3}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,7 @@ import pytest
 
 from raybert.data import run
 from raybert.data.verify import verify
-from raybert.errors import OutputError
-from tests.jobs import parts, small_ray, some_texts, tree_bytes, write_lines
+from tests.jobs import joining, parts, run_cli, small_ray, some_texts, tree_bytes, write_lines
 from tests.s3 import Fault, Proxy, moto_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -103,12 +103,14 @@ def test_a_store_that_fails_now_and_then_changes_no_byte(place):
 
 @pytest.mark.parametrize("step", ["COPY", "CREATE", "DELETE"])
 def test_a_store_that_refuses_from_some_moment_on_ends_the_run_and_it_goes_on_later(place, step):
-    """Deletes of temporaries may fail: what tells is the first commit that can't be made, or the lock at the end."""
+    """Temporaries may stay for a while: what ends the run is a commit that can't be made, or the lock's end."""
     name = place.begun(f"refusing-{step}")
-    place.proxy.faults.append(Fault("403", step, "part-" if step == "COPY" else name, times=10_000, after=5))
-    with pytest.raises(OutputError, match=r"the store refused \w+ \(ACCESS_DENIED\); check the credentials") as caught:
-        place.run(name)
-    assert "\n" not in str(caught.value)
+    place.proxy.faults.append(Fault("403", step, name, times=10_000, after=12))
+    words = ("embed", "--model", place.model, "--input", place.uri("in"), "--output", place.uri(name), "--actors", 1)
+    done = run_cli("run", *words, env=joining(place.proxy.environment()))
+    assert (done.code, len(done.errors)) == (1, 1), done
+    assert done.errors[0].startswith(f"error: {place.uri(name)}/")
+    assert re.search(r": the store refused \w+ \(ACCESS_DENIED\); check the credentials", done.errors[0])
     place.proxy.faults.clear()
     place.run(name)
     assert place.tree(name) == place.tree("clean")

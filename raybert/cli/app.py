@@ -268,6 +268,14 @@ def verify(
 
 
 @app.command()
+def report(output: Annotated[str, typer.Argument(help="A run's folder.", metavar="OUTPUT")]) -> None:
+    """Write what a run did and answered into OUTPUT/_raybert/report.html and report.json."""
+    from raybert.cli.report import report_and_show
+
+    report_and_show(output)
+
+
+@app.command()
 def parity(
     output: Annotated[str, typer.Argument(help="A run's folder.", metavar="OUTPUT")],
     *,

@@ -25,6 +25,7 @@ from raybert.data.formats import delimiter_of
 from raybert.data.jsonl import JsonRows, LineParser, TextRows
 from raybert.data.lines import LINE_LIMIT, Lines, read_lines
 from raybert.data.parquet import open_parquet, parquet_batches
+from raybert.data.patience import StoreFailed, StoreRefused
 from raybert.data.rows import ROW, Rows, bad_schema, good_schema
 from raybert.data.splits import Excluded, ReadTask, Split
 from raybert.data.template import Template
@@ -231,6 +232,8 @@ def _guarded(batches: Iterator[_Batch], cutter: Cutter, place: str) -> Iterator[
         yield from batches
     except pa.ArrowMemoryError:
         raise
+    except (StoreFailed, StoreRefused) as error:
+        raise InputError(f"{place}: can't be read after row {cutter.row}: {error.strerror}") from error
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{place}: damaged after row {cutter.row}: {first_line(error)}") from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
-from tests.jobs import Finished, armed, run_cli, small_ray, some_texts, tree_bytes, write_lines
+from tests.jobs import Finished, armed, joining, run_cli, small_ray, some_texts, tree_bytes, write_lines
 from tests.s3 import Server, moto_server
 
 LEFTOVER = "_raybert/tmp/left-by-a-killed-writer"
@@ -44,7 +43,11 @@ def _commits(kind: str, *nths: int) -> list[Point]:
 
 
 LOCAL = [
-    *(Point(step, "", when, nth) for step in ("read", "encode", "compute") for when, nth in (("before", 1), ("after", 2))),
+    *(
+        Point(step, "", when, nth)
+        for step in ("read", "encode", "compute")
+        for when, nth in (("before", 1), ("after", 2))
+    ),
     *_commits("quarantine", 1, 2, 3, 2),
     *_commits("part", 2, 3, 1, 4),
     *_commits("manifest"),
@@ -55,7 +58,11 @@ LOCAL = [
 ]
 """Every step of the protocol on a disk; the sweep comes at the start and at the end."""
 
-S3 = [*LOCAL, *_commits("claims"), *(Point("delete", "claims", when, nth) for nth in (1, 2) for when in ("before", "after"))]
+S3 = [
+    *LOCAL,
+    *_commits("claims"),
+    *(Point("delete", "claims", when, nth) for nth in (1, 2) for when in ("before", "after")),
+]
 """In an object store the driver's record is guarded by claims beside."""
 
 
@@ -182,19 +189,11 @@ def trial(kind: str, model: Path, folder: Path) -> Iterator[Trial]:
     trap = armed(points=str(points))
     if kind == "local":
         with small_ray(env=trap):
-            made = Trial(model, folder, points, _joining(trap))
+            made = Trial(model, folder, points, joining(trap))
             made.prepare()
             yield made
         return
     with moto_server() as server, small_ray(env=trap | server.environment()):
-        made = Trial(model, folder, points, _joining(trap | server.environment()), server, server.bucket())
+        made = Trial(model, folder, points, joining(trap | server.environment()), server, server.bucket())
         made.prepare()
         yield made
-
-
-def _joining(env: dict[str, str | None]) -> dict[str, str | None]:
-    import ray
-
-    address = ray.get_runtime_context().gcs_address
-    assert address != os.environ.get("RAY_ADDRESS")
-    return env | {"RAY_ADDRESS": address}

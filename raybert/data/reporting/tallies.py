@@ -251,9 +251,11 @@ class Lengths:
         self._counts += other._counts
 
     def facts(self) -> dict[str, Any]:
-        """The histogram as it stands in the report; bins behind the last row are left out, and those before the first."""
+        """The histogram as it stands in the report, from the first bin with a row to the last."""
         seen = np.flatnonzero(self._counts)
-        first, last = (int(seen[0]), int(seen[-1])) if len(seen) else (0, -1)
+        if not len(seen):
+            return {**self.moments.facts(), "edges": [], "counts": []}
+        first, last = int(seen[0]), int(seen[-1])
         edges = list(LENGTH_EDGES[first : last + 2])
         if len(edges) == last - first + 1:
             edges.append(2 * edges[-1])

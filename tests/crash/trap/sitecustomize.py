@@ -6,6 +6,7 @@
 - ``{"kill": ["encode", "b.jsonl", 20]}``: the stage kills its own worker when it meets that row of that file among the
   rows to process; the stages are read, encode, compute, write.
 - ``{"fail": ["encode", "b.jsonl", 20]}``: the stage raises there what raybert raises nowhere.
+- ``{"starve": ["encode", "b.jsonl", 20]}``: the stage finds no memory there. All three take a list of rows, too.
 - ``{"full_after": 3}``: a write worker's disk is full after so many commits of it.
 - ``{"points": "/folder"}``: every process of the run kills itself where the folder says, see faultpoints.py.
 """
@@ -63,23 +64,38 @@ class _Armed(Loader):
 def _arm(stages: Any, trap: dict[str, Any]) -> None:
     """Wrap the stages; ``raybert.data.pipeline`` takes them from this module afterwards."""
     stages.write_stage = _with_disk(stages.write_stage, trap)
-    stage, path, number = trap.get("kill") or trap.get("fail") or (None, None, None)
+    for kind, spring in (("kill", _die), ("fail", _fail), ("starve", _starve)):
+        if kind in trap:
+            stage, path, rows = trap[kind]
+            _arm_stage(stages, stage, path, {rows} if isinstance(rows, int) else set(rows), spring)
 
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fail() -> None:
+    raise ValueError("the trap\nwas sprung")
+
+
+def _starve() -> None:
+    raise MemoryError
+
+
+def _arm_stage(stages: Any, stage: str, path: str, numbers: set[int], spring: Callable[[], None]) -> None:
     def spring_at(note: Any, tables: Any) -> None:
-        if note["file"]["path"] == path and "rows" in tables and number in tables["rows"]["_row"].to_pylist():
-            if "fail" in trap:
-                raise ValueError("the trap\nwas sprung")
-            os.kill(os.getpid(), signal.SIGKILL)
+        if note["file"]["path"] == path and "rows" in tables and numbers & set(tables["rows"]["_row"].to_pylist()):
+            spring()
 
-    def spring(row: Any) -> None:
+    def spring_over(row: Any) -> None:
         spring_at(*stages.from_row(row))
 
     if stage == "read":
-        stages.read_stage = _on_the_way_out(stages.read_stage, spring)
+        stages.read_stage = _on_the_way_out(stages.read_stage, spring_over)
     elif stage == "encode":
-        stages.encode_stage = _on_the_way_in(stages.encode_stage, spring)
+        stages.encode_stage = _on_the_way_in(stages.encode_stage, spring_over)
     elif stage == "compute":
-        stages.ModelStage.__call__ = _on_the_way_in(stages.ModelStage.__call__, spring)
+        stages.ModelStage.__call__ = _on_the_way_in(stages.ModelStage.__call__, spring_over)
     elif stage == "write":
         make = stages.make_files
 
