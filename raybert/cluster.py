@@ -17,7 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from raybert.errors import DeviceError, RaybertError, RunFailed, SettingsError
+from raybert import errors
+from raybert.errors import DeviceError, RaybertError, RowError, RunFailed, SettingsError
 
 # CPUs that one task of a stage asks for. They differ on purpose: Ray Data fuses neighbours that ask for the same,
 # which would move tokenization into the model actors.
@@ -33,6 +34,7 @@ _KNOCK_S = 10.0
 _SETTINGS = b"\x04"  # type of the frame that both sides of HTTP/2, which Ray speaks, send first (RFC 9113, 3.4)
 _HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _SETTINGS + bytes(5)
 _WRAPPER = "ray.exceptions.UserCodeException: "  # stands below what a stage raised, and says nothing about it
+_OURS = re.compile(r"raybert\.errors\.(\w+): (.*)")
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): ")
 
 
@@ -47,20 +49,7 @@ def connected(address: str | None = None) -> Iterator[None]:
     Raises:
         RunFailed: no Ray answers at the address.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    # Ray Data gives its actors' arguments through the object store, and Ray's core logs an ERROR about that at every
-    # pool (ray#53727), which would stand in every user's terminal.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # Ray Data holds a stage back only when half of its share of the object store is full. On 2 GB of input the reader
-    # ran 1 GB ahead, and every worker kept the pages that it had touched; from 0 on, `data_context`'s ratio decides.
-    os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
-    # A private Ray ends idle workers beyond the number of CPUs after a second: on two, every split got a new writer.
-    os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + _IDLE_WORKERS))
-    # A node that loses its network or power closes no connection. Ray calls it dead soon, yet waits for what it was
-    # doing until the connection's keepalive fails: after seven minutes, unless told.
-    for name in ("time", "timeout"):
-        os.environ.setdefault(f"RAY_grpc_client_keepalive_{name}_ms", str(_KEEPALIVE_MS))
+    _set_up_environment()
     import ray
 
     if ray.is_initialized():
@@ -90,6 +79,24 @@ def connected(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _set_up_environment() -> None:
+    """What Ray and its processes read at their start, unless the user has set it."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Ray Data gives its actors' arguments through the object store, and Ray's core logs an ERROR about that at every
+    # pool (ray#53727), which would stand in every user's terminal.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray Data holds a stage back only when half of its share of the object store is full. On 2 GB of input the reader
+    # ran 1 GB ahead, and every worker kept the pages that it had touched; from 0 on, `data_context`'s ratio decides.
+    os.environ.setdefault("RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD", "0")
+    # A private Ray ends idle workers beyond the number of CPUs after a second: on two, every split got a new writer.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str((os.cpu_count() or 1) + _IDLE_WORKERS))
+    # A node that loses its network or power closes no connection. Ray calls it dead soon, yet waits for what it was
+    # doing until the connection's keepalive fails: after seven minutes, unless told.
+    for name in ("time", "timeout"):
+        os.environ.setdefault(f"RAY_grpc_client_keepalive_{name}_ms", str(_KEEPALIVE_MS))
 
 
 def _knock(address: str) -> None:
@@ -330,6 +337,11 @@ def cause_of(error: BaseException) -> RaybertError | None:
         if isinstance(seen, RaybertError) and not hasattr(seen, "cause"):
             return seen
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
+    # Of an actor that could not start only the traceback's text arrives.
+    told = _OURS.fullmatch(first_line(error))
+    kind = getattr(errors, told[1], None) if told else None
+    if told and isinstance(kind, type) and issubclass(kind, RaybertError) and kind is not RowError:
+        return kind(told[2])
     return None
 
 

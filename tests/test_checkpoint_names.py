@@ -69,7 +69,7 @@ def test_relative_positions_add_one_table_a_layer() -> None:
     assert added == {f"bert.encoder.layer.{n}.attention.self.distance_embedding.weight": (255, 8) for n in range(2)}
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", sorted(ALL_NAMES))
 def test_canonical_names_stay_and_every_old_spelling_leads_to_them(name: str) -> None:
     assert names.canonical(name) == name
     assert names.canonical(names.bare(name)) == name
@@ -78,7 +78,7 @@ def test_canonical_names_stay_and_every_old_spelling_leads_to_them(name: str) ->
     assert names.canonical(names.bare(old)) == name
 
 
-@pytest.mark.parametrize("name", ALL_NAMES)
+@pytest.mark.parametrize("name", sorted(ALL_NAMES))
 def test_a_name_is_exactly_one_thing(name: str) -> None:
     kinds = [names.is_trunk(name), names.is_pooler(name), names.is_buffer(name), names.head_of(name) is not None]
     assert sum(kinds) == 1

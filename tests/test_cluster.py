@@ -176,6 +176,11 @@ def test_our_own_error_is_found_inside_of_rays():
     chained = ValueError("x")
     chained.__cause__ = carried
     assert cause_of(chained) is ours
+    text_alone = RuntimeError("The actor died\nTraceback ...\nraybert.errors.CheckpointError: m: no weights\n")
+    found = cause_of(text_alone)
+    assert type(found) is CheckpointError
+    assert str(found) == "m: no weights"
+    assert cause_of(RuntimeError("raybert.errors.open: x")) is None
 
 
 @pytest.mark.parametrize(

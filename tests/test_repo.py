@@ -137,7 +137,8 @@ def test_benchmarks_that_are_named_run() -> None:
 
 def test_options_that_are_named_exist() -> None:
     group = typer.main.get_command(app)
-    real = {option for command in group.commands.values() for each in command.params for option in each.opts}
+    parameters = [each for command in group.commands.values() for each in command.params]
+    real = {option for each in parameters for option in (*each.opts, *each.secondary_opts)}
     real |= {"--help", "--debug", "--version"}
     text = re.sub(
         r"^(?:ray job submit|python3 -m venv|\.venv/bin/pip|pytest|ruff) .*?(?= -- |$)", "", README, flags=re.M

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raybert.data.manifest import Head, Manifest
+from raybert.data.manifest import Manifest
 from raybert.data.part import quarantine_name
 from raybert.data.reporting.answers import Example
-from raybert.data.reporting.parts import Part, batches, in_order
+from raybert.data.reporting.parts import Part, batches, head_fields, in_order, kept_fields
 from raybert.data.reporting.tallies import Place
 from raybert.data.store import Store
 
@@ -89,8 +89,7 @@ class Shown:
 
     def __init__(self, manifest: Manifest) -> None:
         self._paths = {file.number: file.path for file in manifest.files}
-        heads = {name for head in manifest.heads for name in head_columns(head, manifest.schema)}
-        kept = [field for field in manifest.schema if field.name not in heads and field.name not in ("_file", "_row")]
+        kept = kept_fields(manifest)
         names = {field.name for field in kept if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)}
         self._text, self._pair = (
             name if name in names else None
@@ -138,20 +137,16 @@ def cut(text: str | None, begin: int = 0, most: int = TEXT_CHARACTERS) -> str | 
     return text[begin : begin + most] + ("…" if len(text) > begin + most else "")
 
 
-def head_columns(head: Head, schema: pa.Schema) -> list[str]:
-    """A head's columns."""
-    name = head["name"]
-    ends = ("", "_label", "_score", "_scores", "_labels", "_ids", "_weights", "_tokens", "_truncated")
-    return [f"{name}{end}" for end in ends if f"{name}{end}" in schema.names]
-
-
-def answer_columns(head: Head, schema: pa.Schema) -> list[str]:
-    """The columns that an example shows."""
-    left_out = ("_ids", "_weights", "_tokens", "_truncated", *(() if head["task"] == "classify" else ("_scores",)))
+def answer_columns(manifest: Manifest) -> list[str]:
+    """The columns of all heads that examples show."""
+    ends = ("", "_label", "_score", "_labels")
+    fields = head_fields(manifest)
     return [
-        column
-        for column in head_columns(head, schema)
-        if head["task"] != "embed" and not column.removeprefix(head["name"]).endswith(left_out)
+        field.name
+        for head in manifest.heads
+        if head["task"] != "embed"
+        for field in fields[head["name"]]
+        if field.name.removeprefix(head["name"]) in ends
     ]
 
 

@@ -91,7 +91,7 @@ def _heads(store: Store, manifest: Manifest, parts: Sequence[Part], piece: Piece
     """Each head with its figures and examples; all rows that are shown are read in one pass."""
     shown = Shown(manifest)
     places = [place for tally in piece.heads.values() for place in tally.answers.places()]
-    columns = [*shown.kept, *(name for head in manifest.heads for name in answer_columns(head, manifest.schema))]
+    columns = [*shown.kept, *answer_columns(manifest)]
     rows = fetch(store, parts, places, columns)
     return [_head(head, piece.heads[head["name"]], shown, rows) for head in manifest.heads]
 

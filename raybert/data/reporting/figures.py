@@ -71,7 +71,7 @@ def pace(rates: Sequence[float], bin_seconds: float, *, name: str, titles: Seque
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN))
     axes = figure.add_axes((0.105, 0.2, 0.885, 0.68))
@@ -80,14 +80,22 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Any, Any]:
     axes.tick_params(length=0, labelcolor=_INK, pad=3)
     axes.set_xlabel(xlabel, color=_INK, labelpad=2)
     axes.text(-0.01, 1.06, ylabel, transform=axes.transAxes, color=_INK, ha="right" if len(ylabel) < 6 else "left")
-    axes.yaxis.set_major_locator(MaxNLocator(4, integer=False))
-    axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(_LINE)
     for patch in (figure.patch, axes.patch):
         patch.set_visible(False)
     return figure, axes
+
+
+def _short(value: float, position: int | None) -> str:
+    """A number of an axis: ``1.5k``, ``20M``."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
 
 
 def _svg(figure: Any, name: str, titles: Sequence[str]) -> str:

@@ -25,7 +25,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 BATCH_ROWS = 25_600
-_BATCH_BYTES = 16 << 20  # of vectors
+_LEAST_ROWS = 256
+_BATCH_BYTES = 8 << 20  # of a part's file, or of vectors
 _SAMPLE_BYTES = 256 << 20  # of one head's vectors; those of more parts are not read
 _FOOTERS, _READERS = 16, 4
 
@@ -99,27 +100,45 @@ def run_parts(store: Store, manifest: Manifest) -> list[Part]:
     return [part for part in in_order(read, names, _FOOTERS) if part is not None]
 
 
-def make_tally(head: Head, schema: pa.Schema) -> HeadTally:
+def kept_fields(manifest: Manifest) -> list[pa.Field]:
+    """The kept columns: what stands between the row's place and the first head."""
+    return list(manifest.schema)[2 : 2 + len(manifest.settings["columns"]["keep"])]
+
+
+def head_fields(manifest: Manifest) -> dict[str, list[pa.Field]]:
+    """Each head's own columns: the heads follow one another, each with its ``_truncated`` at the end."""
+    fields, begin, found = list(manifest.schema), 2 + len(kept_fields(manifest)), {}
+    for head in manifest.heads:
+        end = manifest.schema.get_field_index(f"{head['name']}_truncated") + 1
+        found[head["name"]] = fields[begin:end]
+        begin = end
+    return found
+
+
+def make_tally(head: Head, fields: Sequence[pa.Field]) -> HeadTally:
     """An empty tally for a head, by its task and columns."""
+    columns = {field.name: field.type for field in fields}
     name, options = head["name"], head["options"]
     scores: Callable[[], Unit | Spread] = Spread if options.get("activation") == "none" else Unit
     kinds: dict[str, Callable[[], Tally]] = {
-        "embed": lambda: Weights(name) if f"{name}_weights" in schema.names else Vectors(name, schema.field(name).type),
+        "embed": lambda: Weights(name) if f"{name}_weights" in columns else Vectors(name, columns[name]),
         "fill-mask": lambda: Words(name),
         "multiple-choice": lambda: Labels(name, Unit(), None),
         "ner": lambda: Entities(name),
         "next-sentence": lambda: Labels(name, Unit(), options.get("labels")),
         "qa": lambda: Spans(name),
         "rerank": lambda: Numbers(name, scores()),
-        "classify": lambda: _classified(name, schema, scores(), options.get("labels")),
+        "classify": lambda: _classified(name, columns, scores(), options.get("labels")),
     }
     return HeadTally(lengths=Lengths(options["max_length"]), answers=kinds[head["task"]]())
 
 
-def _classified(name: str, schema: pa.Schema, scores: Unit | Spread, labels: Sequence[str] | None) -> Tally:
-    if f"{name}_labels" in schema.names:
+def _classified(
+    name: str, columns: Mapping[str, pa.DataType], scores: Unit | Spread, labels: Sequence[str] | None
+) -> Tally:
+    if f"{name}_labels" in columns:
         return ManyLabels(name, labels)
-    return Labels(name, scores, labels) if f"{name}_label" in schema.names else Numbers(name, scores)
+    return Labels(name, scores, labels) if f"{name}_label" in columns else Numbers(name, scores)
 
 
 def count(store: Store, manifest: Manifest, parts: Sequence[Part]) -> Piece:
@@ -143,7 +162,9 @@ def count(store: Store, manifest: Manifest, parts: Sequence[Part]) -> Piece:
 
 
 def _empty(manifest: Manifest) -> Piece:
-    return Piece(bytes=0, heads={head["name"]: make_tally(head, manifest.schema) for head in manifest.heads})
+    fields = head_fields(manifest)
+    heads = {head["name"]: make_tally(head, fields[head["name"]]) for head in manifest.heads}
+    return Piece(bytes=0, heads=heads)
 
 
 def _row_bytes(vectors: Vectors, name: str, part: Part) -> int:
@@ -167,7 +188,8 @@ def _look(store: Store, manifest: Manifest, part: Part, sampled: Mapping[str, se
     with store.blame(part.name), store.open(part.name) as file:
         piece.bytes = file.size()
         parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        for batch in batches(parquet, part.receipt.file, wanted, BATCH_ROWS):
+        rows = max(_LEAST_ROWS, min(BATCH_ROWS, _BATCH_BYTES * part.receipt.ok // piece.bytes))
+        for batch in batches(parquet, part.receipt.file, wanted, rows):
             for column, values in seen.items():
                 values.append(batch.columns[column].to_numpy(zero_copy_only=False))
             for tally in small:

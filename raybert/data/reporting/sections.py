@@ -16,6 +16,7 @@ from raybert.data.reporting.blocks import (
     word,
 )
 
+_DRAWN_SESSIONS = 4
 _STAGES = {"read": "reading", "encode": "tokenizing", "model": "model", "write": "writing"}
 
 
@@ -113,13 +114,15 @@ def _sessions(f: Figures) -> str:
 
 
 def _paces(f: Figures) -> str:
+    """Drawings of the sessions with most parts."""
+    all_sessions = f.get("times.sessions")
+    long = sorted(
+        (at for at, each in enumerate(all_sessions) if each["pace"]), key=lambda at: -all_sessions[at]["parts"]
+    )
     drawn = ""
-    many = len(f.get("times.sessions")) > 1
-    for at, session in enumerate(f.get("times.sessions")):
-        if session["pace"] is None:
-            continue
+    for at in sorted(long[:_DRAWN_SESSIONS]):
         path = f"times.sessions.{at}.pace"
-        which = f" Session {f(f'times.sessions.{at}.number')}." if many else ""
+        which = f" Session {f(f'times.sessions.{at}.number')}." if len(all_sessions) > 1 else ""
         width = f(f"{path}.bin_seconds", seconds)
         for what in ("rows", "tokens"):
             caption = f"{what.capitalize()} a second, each commit counted where it fell; bins of {width}.{which}"

@@ -175,8 +175,10 @@ class Spread:
         finite = self.moments.add(values.astype(np.float64))
         if len(finite):
             self._widen()
-            bins, counts = np.unique(np.floor(finite / 2.0**self._power).astype(np.int64), return_counts=True)
-            self._count(zip(bins.tolist(), counts.tolist(), strict=True))
+            bins = np.floor(finite / 2.0**self._power).astype(np.int64)
+            first = int(bins.min())
+            counts = np.bincount(bins - first).tolist()
+            self._count((first + at, number) for at, number in enumerate(counts) if number)
 
     def merge(self, other: Spread) -> None:
         """Take in another one's numbers."""
