@@ -192,7 +192,8 @@ def _evenly(table: pa.Table, rows: int) -> pa.Table:
 
 def _computed(rows: pa.Table, job: Job, model: ModelStage) -> dict[str, float]:
     """Rows through the stages, and the seconds of each."""
-    note = {"file": {"number": 0, "path": "", "size": 0, "version": ""}, "begin": 0, "end": len(rows), "last": True}
+    file = {"number": 0, "path": "", "size": 0, "version": ""}
+    note = {"file": file, "begin": 0, "end": len(rows), "last": True, "filtered": 0}
     bad = bad_schema(job.read.keep).empty_table()
     encoded = encode_stage(to_row(note, {"rows": rows, "bad": bad}), job)
     computed, tables = from_row(model(encoded))

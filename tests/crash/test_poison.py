@@ -63,6 +63,7 @@ def test_no_byte_depends_on_where_the_worker_died(clean: Clean, tmp_path: Path) 
     assert all(tree == trees[0] for tree in trees)
 
 
+@pytest.mark.slow
 def test_a_row_that_a_stage_fails_on_is_quarantined_with_its_error(clean: Clean, tmp_path: Path) -> None:
     output = clean.begun(tmp_path)
     done = run_cli(*clean.words(output), env=armed(fail=["encode", "2.jsonl", 17]))
