@@ -101,7 +101,7 @@ def test_a_store_that_fails_now_and_then_changes_no_byte(place):
     assert place.tree(name) == place.tree("clean")
 
 
-@pytest.mark.parametrize("step", ["COPY", "CREATE", "DELETE"])
+@pytest.mark.parametrize("step", ["COPY", "DELETE"])
 def test_a_store_that_refuses_from_some_moment_on_ends_the_run_and_it_goes_on_later(place, step):
     """Temporaries may stay for a while: what ends the run is a commit that can't be made, or the lock's end."""
     name = place.begun(f"refusing-{step}")
