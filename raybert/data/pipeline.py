@@ -215,7 +215,8 @@ def build(tasks: Sequence[ReadTask], job: Job, shares: Shares, tries: Any, tags:
     arguments = {"fn_kwargs": {"job": job, "tries": tries}, "batch_size": 1, "batch_format": "pyarrow"}
     rows = [{"task": pickle.dumps(task)} for task in tasks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = dataset.map_batches(_read, num_cpus=READ_CPUS, compute=pool(size=shares.readers), **arguments)
+    readers = min(shares.readers, len(rows))  # Ray Data warns of places that nobody takes
+    dataset = dataset.map_batches(_read, num_cpus=READ_CPUS, compute=pool(size=readers), **arguments)
     dataset = dataset.map_batches(_encode, num_cpus=ENCODE_CPUS, compute=pool(size=shares.encoders), **arguments)
     dataset = dataset.map_batches(
         _Model,
