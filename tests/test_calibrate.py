@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from raybert.cluster import Shares, share_out
 from raybert.config import HeadSpec
+from raybert.data import foretell
 from raybert.data.calibrate import Calibration, calibrate, forecast, sized, spread_out
 from raybert.data.flow import make_job
 from raybert.data.plan import Options, make_plan
 from raybert.data.splits import InputFile, stream_task
-from raybert.data.stages import load_check
+from raybert.data.stages import Job, load_check
 from tests.jobs import some_texts, write_lines
 
 FOUND = Calibration(
@@ -64,6 +67,18 @@ def test_sized_stages_never_hold_up_what_the_cpus_could_do(
     assert ideal.bound in ("model", "CPUs")
     assert ahead.seconds == pytest.approx(ideal.seconds)
     assert better.readers + better.encoders + better.writers <= cpus + 3  # each is rounded up
+
+
+@pytest.mark.parametrize("error", [WorkerCrashedError(), RayTaskError("calibrate", "KeyError: 1", KeyError(1))])
+def test_a_row_that_ends_the_calibration_does_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(foretell, "call_on_worker", fails)
+    assert foretell.measure([], cast("Job", None), GPU, 1.0) is None
+    assert foretell.adapt(None, 10, GPU, fixed=False) == (GPU, None)
 
 
 def test_a_sample_is_spread_from_first_to_last() -> None:

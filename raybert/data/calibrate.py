@@ -218,7 +218,7 @@ def _lengths(chunk: RawSplit, job: Job) -> float:
 
 
 def _spread(means: Sequence[float]) -> float:
-    """Relative standard error of the mean of means; a single place tells nothing, so that a half is assumed."""
+    """Relative standard error of the mean of means; a single place tells nothing, so that a tenth is assumed."""
     if len(means) < 2:
         return 0.1
     return float(np.std(means, ddof=1) / np.mean(means) / math.sqrt(len(means)))

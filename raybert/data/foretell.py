@@ -64,10 +64,20 @@ def cluster_cpus() -> float:
 
 
 def measure(left: Sequence[ReadTask], job: Job, shares: Shares, seconds: float) -> Calibration | None:
-    """Calibrate on a worker of the model actors' kind; see `calibrate`."""
-    found: Calibration | None = call_on_worker(
-        calibrate, spread_out(left), job, seconds, cpus=shares.cpus, gpus=shares.gpus
-    )
+    """Calibrate on a worker of the model actors' kind; see `calibrate`.
+
+    Returns:
+        None also where a row of the sample kills the worker or fails: the run itself finds it, and does not depend on
+        a forecast.
+    """
+    import ray
+
+    try:
+        found: Calibration | None = call_on_worker(
+            calibrate, spread_out(left), job, seconds, cpus=shares.cpus, gpus=shares.gpus
+        )
+    except ray.exceptions.RayError:
+        return None
     return found
 
 

@@ -80,10 +80,9 @@ def run(
     report.vanished = tuple(file.path for file in plan.diff.vanished)
     report.dropped = tuple(file.path for file in plan.diff.dropped)
     again = parts_with(plan.store, retried) if plan.manifest is not None and retried else []
-    if limit is not None and plan.manifest is not None:
-        report.quarantined_before = quarantined_rows(plan.store)
     if plan.manifest is not None and not again and _is_complete(plan, plan.manifest, report):
         if limit is not None:
+            report.quarantined_before = quarantined_rows(plan.store)
             limit.check(report, ended=True)
         tell_complete(report, plan.store.place(""))
         return report
