@@ -10,7 +10,7 @@ from raybert.data.files import InputRoot, reading
 from raybert.data.formats import compression_of
 from raybert.data.splits import InputFile
 
-_SAMPLE_BYTES = 256 << 10
+_SAMPLE_BYTES = 512 << 10  # as much as the pieces of a larger file: a smaller one is read whole
 _BZIP2_BYTES = 1 << 20  # a block of bzip2 holds up to 900 kB, and is decompressed as a whole
 _PIECE_BYTES = 64 << 10
 _SAMPLE_FILES = 8
