@@ -278,7 +278,7 @@ def main() -> int:
     engine.add_argument("--gate-bf16", type=float, default=3.5)
     engine.set_defaults(run=bench_engine)
     job = commands.add_parser("job", help="the Ray Data job against processes that read, embed and write")
-    job.add_argument("--rows", type=int, default=16_000)
+    job.add_argument("--rows", type=int, default=20_000)
     job.add_argument("--rounds", type=int, default=1)
     job.add_argument("--split-rows", type=int, default=1000)
     job.add_argument("--dtype", default="float32")

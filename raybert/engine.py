@@ -17,7 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
@@ -183,7 +183,12 @@ class Trunk:
         self._streams = _start_streams(threads)
 
     def run(
-        self, sequences: Sequences, parts: Mapping[str, Int32s | None], *, spread: bool = False
+        self,
+        sequences: Sequences,
+        parts: Mapping[str, Int32s | None],
+        *,
+        spread: bool = False,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> dict[str, Arrays]:
         """Compute heads; each window goes through the encoder once, however many of them read it.
 
@@ -192,6 +197,8 @@ class Trunk:
             parts: head name -> which windows it reads, each at most once; None: all of them.
             spread: divide a small call over all streams. Batches then depend on the number of streams, which a
                 job must not let happen.
+            turn: held until the last batch is handed to the streams. With one lock for all of them, calls from several
+                threads are computed one after the other, and no stream idles while one call ends and the next begins.
 
         Returns:
             For each head what it makes of its windows, in its order of them.
@@ -210,7 +217,7 @@ class Trunk:
 
         # A lone batch of an interactive call has nothing beside it: all of torch's own threads serve it.
         alone = spread and len(plan) == 1
-        results = (compute(index) for index in plan) if alone else self._in_streams(compute, plan)
+        results = (compute(index) for index in plan) if alone else self._in_streams(compute, plan, turn)
         with closing(results):
             for found in results:
                 for name, index, values, counts in found:
@@ -253,15 +260,21 @@ class Trunk:
                     found.append((name, index[own], values, counts))
         return found
 
-    def _in_streams(self, compute: Callable[[np.ndarray], Any], plan: Sequence[np.ndarray]) -> Generator[Any]:
+    def _in_streams(
+        self,
+        compute: Callable[[np.ndarray], Any],
+        plan: Sequence[np.ndarray],
+        turn: AbstractContextManager[Any] | None,
+    ) -> Generator[Any]:
         """Results of ``compute`` over the plan, in order, a few batches ahead of the reader."""
         ahead: deque[Future[Any]] = deque()
         try:
-            for index in plan:
-                ahead.append(self._streams.submit(compute, index))
-                if len(ahead) > 2 * self.threads:
-                    yield ahead[0].result()
-                    ahead.popleft()
+            with turn or nullcontext():
+                for index in plan:
+                    ahead.append(self._streams.submit(compute, index))
+                    if len(ahead) > 2 * self.threads:
+                        yield ahead[0].result()
+                        ahead.popleft()
             while ahead:
                 yield ahead[0].result()
                 ahead.popleft()

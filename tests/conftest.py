@@ -27,6 +27,11 @@ hypothesis.settings.register_profile("raybert", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("raybert")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two files at a time, since a Ray that starts leaves a core free; alone what measures, or shows what it prints."""
+    return 0 if config.option.markexpr == "soak" or config.option.capture == "no" else 2
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain tiny BERT folder (tests/tiny.py), shared by the session: read only."""

@@ -163,15 +163,16 @@ class Cli:
 
     def __enter__(self) -> Cli:
         self.folder = self._folder.__enter__()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _MAIN, *self.words],
-            env=environment(self.folder, self._env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with (self.folder / "stderr").open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, *self.words],
+                env=environment(self.folder, self._env),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -185,8 +186,12 @@ class Cli:
 
     def finish(self, patience_s: float = PATIENCE_S) -> Finished:
         """Wait for its end."""
-        out, err = self.process.communicate(timeout=patience_s)
-        return Finished(self.process.returncode, out, err)
+        out, _ = self.process.communicate(timeout=patience_s)
+        return Finished(self.process.returncode, out, self.told())
+
+    def told(self) -> str:
+        """What it wrote to stderr so far."""
+        return (self.folder / "stderr").read_text("utf-8")
 
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """The first true answer of ``condition``, while the command goes on."""

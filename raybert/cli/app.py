@@ -44,6 +44,7 @@ def _root(
 
 @app.command()
 def predict(  # noqa: PLR0913  one parameter a flag
+    context: typer.Context,
     task: Annotated[str, typer.Argument(help=f"{', '.join(sorted(set(TASK_NAMES.values())))}.", metavar="TASK")],
     texts: Annotated[list[str] | None, typer.Argument(help="Texts; none reads lines of stdin.", metavar="TEXT")] = None,
     *,
@@ -63,17 +64,7 @@ def predict(  # noqa: PLR0913  one parameter a flag
     dtype: flags.Dtype = None,
 ) -> None:
     """Answer texts from the arguments or stdin: one JSON value a line on stdout."""
-    short = {
-        "max_length": max_length,
-        "prompt": prompt,
-        "dimensions": dimensions,
-        "pooling": pooling,
-        "windows": windows,
-        "stride": stride,
-        "aggregation": aggregation,
-        "top_k": top_k,
-        "threshold": threshold,
-    }
+    short = {name: context.params[name] for name in flags.SHORT}
     (spec,) = words.head_specs([task], model=model, revision=revision, options=option or (), short=short)
     from raybert.cli.answers import plain
     from raybert.predict import load
@@ -180,40 +171,15 @@ def run(  # noqa: PLR0913  one parameter a flag
 
     runfile.check_given(head=head, input=input, output=output)
     one_of("log-format", log_format, ("text", "json"))
-    short = {
-        "max_length": max_length,
-        "prompt": prompt,
-        "dimensions": dimensions,
-        "pooling": pooling,
-        "windows": windows,
-        "stride": stride,
-        "aggregation": aggregation,
-        "top_k": top_k,
-        "threshold": threshold,
-    }
+    short = {name: context.params[name] for name in flags.SHORT}
     task_options = runfile.option_words(context, option or ())
     specs = words.head_specs(head or (), model=model, revision=revision, options=task_options, short=short)
     if print_config:
         typer.echo(runfile.printed(context, specs, ["model", "revision", "option", *short]))
         return
-    given: dict[str, Any] = {
-        "text_column": text_column,
-        "text": text,
-        "where": where,
-        "pair_column": pair_column,
-        "keep": words.columns(keep),
-        "input_format": input_format,
-        "limit": limit,
-        "split_rows": split_rows,
-        "split_bytes": None if split_bytes is None else words.size("split-bytes", split_bytes),
-        "max_row_bytes": None if max_row_bytes is None else words.size("max-row-bytes", max_row_bytes),
-        "vector_type": vector_type,
-        "dtype": dtype,
-        "device": device,
-        "budget": budget,
-    }
     from raybert.cli.batch import run_and_show, show_plan
 
+    options = words.job_options(context.params)
     asked: dict[str, Any] = {
         "input_uri": input,
         "output": output,
@@ -224,7 +190,6 @@ def run(  # noqa: PLR0913  one parameter a flag
         "overwrite": overwrite,
         "address": address,
     }
-    options = {key: value for key, value in given.items() if value is not None}
     if plan:
         show_plan(specs, options, **asked)
         return

@@ -10,6 +10,19 @@ import typer
 _INPUT, _OUTPUT, _HEADS, _RESOURCES = "Input", "Output", "Heads", "Resources"
 _RELIABILITY, _RUN_FILE = "Reliability", "Run file and logs"
 
+SHORT = (
+    "max_length",
+    "prompt",
+    "dimensions",
+    "pooling",
+    "windows",
+    "stride",
+    "aggregation",
+    "top_k",
+    "threshold",
+)
+"""Task options that have a flag of their own."""
+
 Model = Annotated[
     str | None, typer.Option(help='A folder, a hub id, or "demo".', metavar="MODEL", rich_help_panel=_HEADS)
 ]

@@ -20,6 +20,19 @@ _SIZE = re.compile(r"(\d{1,15}(?:\.\d+)?)\s*([a-z]*)\Z", re.IGNORECASE)
 _RANGE = re.compile(r"(\d{1,9})(?::(\d{1,9}))?\Z")
 # Options that are texts, also where they look like numbers.
 _TEXTS = frozenset({"ignore_labels", "pooling", "prompt", "prompt_name", "revision", "targets"})
+_JOB_OPTIONS = (
+    "text_column",
+    "text",
+    "where",
+    "pair_column",
+    "input_format",
+    "limit",
+    "split_rows",
+    "vector_type",
+    "dtype",
+    "device",
+    "budget",
+)
 _OPTION = re.compile(r"(?:(?P<head>[A-Za-z_]\w*)\.)?(?P<key>[A-Za-z][\w-]*)=(?P<value>.*)\Z", re.DOTALL)
 
 
@@ -64,6 +77,15 @@ def columns(text: str | None) -> tuple[str, ...] | str | None:
     if text is None or text == "all":
         return text
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def job_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those parameters of ``raybert run`` that were given and that `raybert.data.plan.Options` takes."""
+    found = {name: given[name] for name in _JOB_OPTIONS}
+    found["keep"] = columns(given["keep"])
+    for name in ("split_bytes", "max_row_bytes"):
+        found[name] = None if given[name] is None else size(name.replace("_", "-"), given[name])
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def option_value(text: str) -> Any:

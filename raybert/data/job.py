@@ -70,26 +70,18 @@ def run(
         OutputError: OUTPUT can't be written; what was committed stays.
         RunFailed: splits are missing at the end; what was committed stays, the next run tries them again.
     """
-    specs = heads_from(heads) if isinstance(heads, Mapping) else tuple(heads)
-    asked = _options(input, output, options)
     limit = None if max_quarantine is None else Limit.parse(max_quarantine)
     retried = retried_reasons(retry_reasons) if retry_quarantine or retry_reasons else frozenset()
-    plan = make_plan(specs, asked)
-    total, exact = plan.rows()
-    report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
-    report.vanished = tuple(file.path for file in plan.diff.vanished)
-    report.dropped = tuple(file.path for file in plan.diff.dropped)
+    asked, plan, report = _planned(heads, input, output, options)
     again = parts_with(plan.store, retried) if plan.manifest is not None and retried else []
     if plan.manifest is not None and not again and _is_complete(plan, plan.manifest, report):
-        if limit is not None:
-            report.quarantined_before = quarantined_rows(plan.store)
-            limit.check(report, ended=True)
+        _check_quarantine(limit, plan, report)
         tell_complete(report, plan.store.place(""))
         return report
     plan.store.check_writable()
     lock = DriverLock(plan.store)
     lock.check_free()
-    names = [spec.name for spec in specs]
+    names = [spec.name for spec in plan.specs]
     # The lock ends after Ray: when temporaries are swept, nobody writes any more.
     with (
         session(report, plan.store.place(""), names, metrics=metrics) as watch,
@@ -105,10 +97,9 @@ def run(
         delete_parts(plan, stale)
         if limit is not None:
             report.quarantined_before = quarantined_rows(plan.store)
-        rows = max(0, total - report.rows_before)
+        rows = max(0, report.rows_total - report.rows_before)
         if is_worth_it(plan, rows):
-            job = make_job(plan, manifest, shares, lock.token)
-            found = measure(left, job, shares, RUN_S)
+            found = measure(left, make_job(plan, manifest, shares, lock.token), shares, RUN_S)
             shares, report.plan = adapt(found, rows, shares, fixed=cpus_per_actor is not None)
         history = History(plan.store, Session(resources=asdict(shares), plan=report.plan))
         with _told(history):
@@ -143,17 +134,13 @@ def preview(
         UsageError: as `run` would.
         RunFailed: no Ray answers.
     """
-    specs = heads_from(heads) if isinstance(heads, Mapping) else tuple(heads)
-    asked = _options(input, output, options)
-    plan = make_plan(specs, asked)
-    total, exact = plan.rows()
-    report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
+    asked, plan, report = _planned(heads, input, output, options)
     with connected(address):
         shares = _shares(plan, asked, actors, cpus_per_actor, gpus_per_actor)
         engine = _engine(plan, asked, shares)
         manifest = plan.new_manifest(engine)
         left, _ = _left(plan, manifest, report)
-        rows = max(0, total - report.rows_before)
+        rows = max(0, report.rows_total - report.rows_before)
         plain = None
         if left:
             found = measure(left, make_job(plan, manifest, shares, ""), shares, PLAN_S)
@@ -161,8 +148,8 @@ def preview(
         return Preview(
             input=plan.spec.root.shown,
             files=len(plan.tasks),
-            rows=total,
-            rows_exact=exact,
+            rows=report.rows_total,
+            rows_exact=report.total_is_exact,
             rows_before=report.rows_before,
             splits=split_count(plan, left, rows),
             output=plan.store.uri,
@@ -170,6 +157,30 @@ def preview(
             cpus=cluster_cpus(),
             forecast=None if plain is None else Forecast(**plain),
         )
+
+
+def _planned(
+    heads: Mapping[str, Sequence[Any] | HeadSpec] | Sequence[HeadSpec],
+    given_input: str | Sequence[str],
+    output: str,
+    options: Mapping[str, Any],
+) -> tuple[Options, Plan, RunReport]:
+    """What was asked for, checked, and the report of a run that has not begun."""
+    specs = heads_from(heads) if isinstance(heads, Mapping) else tuple(heads)
+    asked = _options(given_input, output, options)
+    plan = make_plan(specs, asked)
+    total, exact = plan.rows()
+    report = RunReport(output=plan.store.uri, rows_total=total, total_is_exact=exact)
+    report.vanished = tuple(file.path for file in plan.diff.vanished)
+    report.dropped = tuple(file.path for file in plan.diff.dropped)
+    return asked, plan, report
+
+
+def _check_quarantine(limit: Limit | None, plan: Plan, report: RunReport) -> None:
+    """A run that is complete can still hold more bad rows than are allowed now."""
+    if limit is not None:
+        report.quarantined_before = quarantined_rows(plan.store)
+        limit.check(report, ended=True)
 
 
 def _shares(

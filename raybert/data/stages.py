@@ -12,6 +12,7 @@ stage passes it by, and the driver reports it.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -162,7 +163,8 @@ def encoded_tables(program: Program, texts: Sequence[str], seconds: Sequence[Any
 class ModelStage:
     """A model actor: loads its trunks once, then turns windows into arrays. It reads integers.
 
-    Texts that a head decodes from pass it by in the same cell, unread.
+    Texts that a head decodes from pass it by in the same cell, unread. Two threads may call it at once: the second
+    split is unpacked and waits, and begins while the last batches of the first are computed.
     """
 
     def __init__(
@@ -202,20 +204,28 @@ class ModelStage:
             Trunk({name: self._program.tasks[name] for name in names}, settings, threads=streams)
             for names in self._program.trunks
         ]
+        self._turn, self._clock, self._ended = threading.Lock(), threading.Lock(), 0.0
 
     def __call__(self, row: pa.Table) -> pa.Table:
         """Windows of a split -> a few numbers a head."""
         note, tables = from_row(row)
         if "error" in note:
             return row
-        begin, tokens = time.perf_counter(), 0
+        begun, tokens = time.perf_counter(), 0
         for number, (names, trunk) in enumerate(zip(self._program.trunks, self._trunks, strict=True)):
             sequences = sequences_from(tables[f"trunk{number}"])
             tokens += len(sequences.ids)
             parts = {name: _part(tables, number, self._program.encoding_of(name)) for name in names}
-            for name, arrays in trunk.run(sequences, parts).items():
+            for name, arrays in trunk.run(sequences, parts, turn=self._turn).items():
                 tables[f"arrays.{name}"] = arrays_table(arrays)
-        return to_row({**note, "model_s": time.perf_counter() - begin, "forwarded": tokens}, tables)
+        return to_row({**note, "model_s": self._seconds(begun), "forwarded": tokens}, tables)
+
+    def _seconds(self, begun: float) -> float:
+        """What a split that ends now took: since it began or, if that is later, since the one before it ended."""
+        with self._clock:
+            now, before = time.perf_counter(), self._ended
+            self._ended = now
+        return now - max(begun, before)
 
 
 def _part(tables: Mapping[str, pa.Table], trunk: int, encoding: int) -> np.ndarray | None:
