@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -28,8 +29,38 @@ hypothesis.settings.load_profile("raybert")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two files at a time, since a Ray that starts leaves a core free; alone what measures, or shows what it prints."""
+    """Two tests at a time, since a Ray that starts leaves a core free; alone what measures, or shows what it prints."""
     return 0 if config.option.markexpr == "soak" or config.option.capture == "no" else 2
+
+
+def _shares_ray(item: pytest.Item | None) -> bool:
+    return "ray" in getattr(item, "fixturenames", ())
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file of tests runs in one process, and so do all those that share a Ray: two Rays only hinder each other."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if "shared_ray" in (config.rootpath / file).read_text("utf-8") else file
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """They come first, so that neither process waits for the other at the end."""
+    items.sort(key=lambda item: not _shares_ray(item))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """The Ray that modules share ends with the last of them."""
+    if _shares_ray(item) and not _shares_ray(nextitem):
+        from tests.jobs import end_shared_ray
+
+        end_shared_ray()
 
 
 @pytest.fixture(scope="session")

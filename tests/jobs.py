@@ -19,7 +19,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +235,7 @@ def environment(folder: Path, changes: dict[str, str | None]) -> dict[str, str]:
 @contextmanager
 def small_ray(cpus: int = 2, *, env: dict[str, str | None] | None = None) -> Iterator[None]:
     """A Ray of this process, which `raybert.data` then uses; ``env`` is set meanwhile, here and in its workers."""
+    end_shared_ray()
     import ray
     import ray.data
 
@@ -260,6 +261,33 @@ def small_ray(cpus: int = 2, *, env: dict[str, str | None] | None = None) -> Ite
             os.environ.clear()
             os.environ.update(before)
             assert_no_family(folder)
+
+
+_shared = ExitStack()
+_shared_environment: dict[str, str] = {}
+
+
+@contextmanager
+def shared_ray() -> Iterator[None]:
+    """The `small_ray` of all modules that need no other one: it starts once; its variables hold inside the block."""
+    import ray
+
+    before = dict(os.environ)
+    if ray.is_initialized():
+        os.environ.update(_shared_environment)
+    else:
+        _shared.enter_context(small_ray())
+        _shared_environment.update(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def end_shared_ray() -> None:
+    """End it, if it was ever started."""
+    _shared.close()
 
 
 def joining(env: dict[str, str | None]) -> dict[str, str | None]:

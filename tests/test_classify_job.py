@@ -12,13 +12,13 @@ import pytest
 
 import raybert
 from raybert.data.verify import verify
-from tests.jobs import small_ray, write_lines
+from tests.jobs import shared_ray, write_lines
 from tests.test_classify import PROBLEMS, folders_fixture, texts  # noqa: F401  a fixture
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

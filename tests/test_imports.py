@@ -65,7 +65,7 @@ def test_help_is_quick_and_light() -> None:
     assert best < 1.5, f"raybert --help took {best:.2f} s; the design's bar is 0.5 s on an idle machine"
 
 
-@pytest.mark.parametrize("command", ["info", "run", "verify", "predict", "demo"])
+@pytest.mark.parametrize("command", ["info", "run", "verify", "report", "parity", "predict", "demo"])
 def test_help_of_commands_is_light(command: str) -> None:
     assert loaded(HELP, command) == set()
 

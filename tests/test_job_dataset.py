@@ -19,12 +19,12 @@ from raybert.data.read import ReadSpec
 from raybert.data.splits import InputFile, stream_task
 from raybert.data.stages import Job
 from raybert.errors import CheckpointError, InputError, SettingsError
-from tests.jobs import assert_near, small_ray, some_texts, vectors
+from tests.jobs import assert_near, shared_ray, some_texts, vectors
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

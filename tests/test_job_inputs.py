@@ -19,7 +19,7 @@ import raybert.data
 from raybert.data.runreport import RunReport
 from raybert.data.verify import VerifyReport, verify
 from raybert.errors import SettingsError
-from tests.jobs import assert_near, assert_same_tree, begin_as, small_ray, some_texts, vectors, write_lines
+from tests.jobs import assert_near, assert_same_tree, begin_as, shared_ray, some_texts, vectors, write_lines
 from tests.tiny import write_tiny_checkpoint
 
 TEXTS = some_texts(60)
@@ -27,7 +27,7 @@ TEXTS = some_texts(60)
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

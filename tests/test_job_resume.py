@@ -14,7 +14,7 @@ import raybert.data
 from raybert.data import job
 from raybert.data.verify import verify
 from raybert.errors import RunFailed, SettingsError
-from tests.jobs import assert_same_tree, parts, small_ray, some_texts, tree_bytes, write_lines
+from tests.jobs import assert_same_tree, parts, shared_ray, some_texts, tree_bytes, write_lines
 
 FILES = ("a.jsonl", "b.jsonl.gz", "c.jsonl")
 ROWS = 12
@@ -22,7 +22,7 @@ ROWS = 12
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

@@ -21,7 +21,7 @@ from raybert.data.part import read_receipt
 from raybert.data.splits import Split, part_name
 from raybert.data.store import Store
 from raybert.data.verify import verify
-from tests.jobs import assert_near, assert_same_tree, begin_as, parts, small_ray, some_texts, vectors, write_lines
+from tests.jobs import assert_near, assert_same_tree, begin_as, parts, shared_ray, some_texts, vectors, write_lines
 from tests.tiny import write_tiny_checkpoint
 
 BAD: list[tuple[Any, str]] = [
@@ -51,7 +51,7 @@ class Row:
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

@@ -18,7 +18,7 @@ import raybert
 from raybert.data.runreport import RunReport
 from raybert.data.verify import verify
 from raybert.errors import InputError, SettingsError
-from tests.jobs import small_ray, some_texts, tree_bytes, write_lines
+from tests.jobs import shared_ray, some_texts, tree_bytes, write_lines
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
 TAGS = {"id2label": {0: "O", 1: "B-X", 2: "I-X"}, "num_labels": 3}
@@ -27,7 +27,7 @@ TEXTS = [*some_texts(50), "a [MASK] in [MASK]", "the [MASK]", "word " * 300]
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

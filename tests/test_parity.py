@@ -24,7 +24,7 @@ from raybert.engine import EngineSettings, choose_settings
 from raybert.errors import CheckpointError, InputError, SettingsError, UsageError
 from raybert.predict import Heads
 from tests.commands import Cli, assert_one_line, cli_fixture  # noqa: F401
-from tests.jobs import parts, small_ray, some_texts, tree_bytes, write_lines
+from tests.jobs import parts, shared_ray, some_texts, tree_bytes, write_lines
 from tests.test_imports import HELP, loaded
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
@@ -35,7 +35,7 @@ TEXTS = [*some_texts(80), "a [MASK] in [MASK]", "word " * 300]
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

@@ -19,7 +19,7 @@ import raybert
 from raybert.data.part import read_receipt
 from raybert.data.store import Store
 from raybert.data.verify import verify
-from tests.jobs import assert_near, parts, small_ray, some_texts, write_lines
+from tests.jobs import assert_near, parts, shared_ray, some_texts, write_lines
 from tests.tiny import write_tiny_checkpoint
 
 TEXTS = [*some_texts(60), "a [MASK] in [MASK]"]
@@ -39,7 +39,7 @@ FILL = pa.struct([("token_id", pa.int32()), ("token", pa.string()), ("score", pa
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    with small_ray():
+    with shared_ray():
         yield
 
 

@@ -38,6 +38,7 @@ def terminate(pid: int) -> None:
     os.kill(pid, signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_sigterm_leave_a_folder_that_goes_on(clean: Clean, tmp_path: Path) -> None:
     """Each comes while a write worker has a temporary open; the last run equals an undisturbed one byte for byte."""
     output = clean.begun(tmp_path)
