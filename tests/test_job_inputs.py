@@ -22,6 +22,8 @@ from raybert.errors import SettingsError
 from tests.jobs import assert_near, assert_same_tree, begin_as, shared_ray, some_texts, vectors, write_lines
 from tests.tiny import write_tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TEXTS = some_texts(60)
 
 

@@ -188,6 +188,7 @@ def test_too_large_a_quarantine_fails_a_run_and_a_finished_one(copy, tiny, monke
         go(copy, tiny, max_quarantine=2)
 
 
+@pytest.mark.slow
 def test_a_hopeless_run_is_stopped_early(finished, tiny, tmp_path):
     rows = [json.dumps({"text": "good"}) if at % 2 else "not JSON" for at in range(100)]
     (tmp_path / "in").mkdir()

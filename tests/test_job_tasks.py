@@ -21,6 +21,8 @@ from raybert.errors import InputError, SettingsError
 from tests.jobs import shared_ray, some_texts, tree_bytes, write_lines
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TAGS = {"id2label": {0: "O", 1: "B-X", 2: "I-X"}, "num_labels": 3}
 TEXTS = [*some_texts(50), "a [MASK] in [MASK]", "the [MASK]", "word " * 300]
 
@@ -138,7 +140,6 @@ def test_multiple_choice(folders: dict[str, str], tmp_path: Path) -> None:
         assert dict(zip(choices, found, strict=True)) == rows(answer.scores)
 
 
-@pytest.mark.slow
 def test_heads_of_one_trunk_cost_the_tokens_of_one_and_give_its_rows(folders: dict[str, str], tmp_path: Path) -> None:
     texts = [text[:200] for text in TEXTS]
     file = write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts])
@@ -155,7 +156,6 @@ def test_heads_of_one_trunk_cost_the_tokens_of_one_and_give_its_rows(folders: di
                 assert found == rows(expected[column].to_pylist()), column
 
 
-@pytest.mark.slow
 def test_run_again_changes_nothing(folders: dict[str, str], tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", [{"q": "who?", "c": text} for text in stdlib_docstrings(50)])
     heads = {"a": (folders["words"], "qa", {"handle_impossible_answer": True}), "n": (folders["tags"], "ner")}
@@ -167,7 +167,6 @@ def test_run_again_changes_nothing(folders: dict[str, str], tmp_path: Path) -> N
     assert tree_bytes(tmp_path / "out") == before
 
 
-@pytest.mark.slow
 def test_the_order_of_heads_is_the_first_runs(folders: dict[str, str], tmp_path: Path) -> None:
     file = write_lines(tmp_path / "in.jsonl", [{"text": text[:200]} for text in stdlib_docstrings(50)])
     heads = {"n": (folders["tags"], "ner"), "v": (folders["words"], "embed")}
