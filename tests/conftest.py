@@ -29,8 +29,11 @@ hypothesis.settings.load_profile("raybert")
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two tests at a time, since a Ray that starts leaves a core free; alone what measures, or shows what it prints."""
-    return 0 if config.option.markexpr == "soak" or config.option.capture == "no" else 2
+    """The default tier in two processes: one runs what needs a Ray, which leaves a core half free, the other the rest.
+
+    Slow tests all need one or more of their own, and soak tests measure; `-s` shows what only this process prints.
+    """
+    return 0 if config.option.markexpr in ("slow", "soak") or config.option.capture == "no" else 2
 
 
 def _shares_ray(item: pytest.Item | None) -> bool:
