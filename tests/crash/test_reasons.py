@@ -14,7 +14,8 @@ from raybert.data.rows import REASONS
 from raybert.data.verify import verify
 from tests.jobs import armed, assert_same_tree, begin_as, run_cli
 
-ROWS, EACH, SPLIT_ROWS = 1000, 10, 20
+ROWS, EACH = 1000, 10
+SPLIT_ROWS = 10  # one bad row a split: a retry computes whole splits, and would heal its neighbours too
 
 JSON_LINES = {
     "null": b'{"id": 1, "score": 1.5, "text": null}',
@@ -27,12 +28,11 @@ JSON_LINES = {
     "where_column": b'{"id": 1, "score": "high", "text": "good"}',
     "too_long": json.dumps({"id": 1, "score": 1.5, "text": "long " * 500}).encode(),
 }
+# A column of which one record of the sample is no number holds texts: where and kept columns have no bad values then.
 RECORDS = {
     "wrong_fields": b"1,1.5,good,too many",
     "invalid_csv": b'1,1.5,"good" or not',
     "invalid_utf8": b"1,1.5,caf\xe9",
-    "kept_column": b"one,1.5,good",
-    "where_column": b"1,high,good",
     "too_long": b"1,1.5," + b"long " * 500,
 }
 
