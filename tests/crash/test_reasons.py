@@ -92,7 +92,7 @@ def test_one_percent_of_every_bad_row(
     assert reasons(clean) == expected
     begin_as(clean, output)
     traps = {"kill": "compute", "fail": "write", "starve": "encode"}
-    trap = {kind: [stage, path.name, places(len(bad) + at)] for at, (kind, stage) in enumerate(traps.items())}
+    trap = {kind: [stage, path.name, places(len(JSON_LINES) + at)] for at, (kind, stage) in enumerate(traps.items())}
     done = run_cli(*words, output, env=armed(**trap), patience_s=1500)
     assert (done.code, done.errors) == (0, []), done
     report = verify(output, full=True)
