@@ -105,9 +105,9 @@ def test_one_percent_of_every_bad_row(
     done = run_cli(*words, output, "--retry-quarantine")
     assert (done.code, done.errors) == (0, []), done
     assert reasons(output) == expected | {"killed_worker": EACH}
-    done = run_cli(*words, output, "--max-quarantine", "5%")
+    done = run_cli(*words, output, "--max-quarantine", "2%")
     assert done.code == 1
-    assert "exceed --max-quarantine 5%" in done.errors[0]
+    assert "exceed --max-quarantine 2%" in done.errors[0]
     done = run_cli(*words, output, "--retry-reason", "killed_worker")
     assert (done.code, done.errors) == (0, []), done
     assert_same_tree(output, clean)
