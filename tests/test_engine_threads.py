@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,31 @@ def test_many_threads_may_call_one_predictor(predictor: Predictor, monkeypatch: 
     with ThreadPoolExecutor(4) as callers:
         for future in [callers.submit(call, caller) for caller in range(4)]:
             future.result()
+
+
+def test_calls_that_take_turns_are_computed_one_after_the_other(predictor: Predictor, windows: Windows) -> None:
+    trunk, turn, together = trunk_of(predictor), threading.Lock(), threading.Barrier(2)
+    expected = trunk.run(windows, {"embed": None})["embed"].values
+    begun: list[int] = []
+    compute = trunk._compute
+
+    def noted(sequences: Windows, *rest: Any) -> Any:
+        begun.append(id(sequences))
+        return compute(sequences, *rest)
+
+    def call(own: Windows) -> np.ndarray:
+        together.wait(30)
+        return trunk.run(own, {"embed": None}, turn=turn)["embed"].values
+
+    trunk._compute = noted  # type: ignore[method-assign]
+    calls = [dataclasses.replace(windows) for _ in range(2)]
+    with ThreadPoolExecutor(2) as callers:
+        for found in callers.map(call, calls):
+            assert np.array_equal(found, expected)
+    assert len(begun) > 12
+    # Two streams may begin a call's last batch and the next one's first in either order.
+    assert begun.index(next(other for other in begun if other != begun[0])) >= len(begun) // 2 - 1
+    trunk.close()
 
 
 def test_predictors_live_side_by_side(tiny: Path) -> None:
