@@ -218,6 +218,23 @@ def test_an_upload_survives_a_sweep_of_its_temporary(step, monkeypatch):
     assert bucket.objects == {f"out/{FINAL}": b"x" * 1000}
 
 
+@pytest.mark.parametrize("step", ["get_file_info", "delete_file"])
+def test_a_store_is_ready_though_another_driver_sweeps(step, monkeypatch):
+    bucket = Bucket()
+    store = Store("out", filesystem=pafs.PyFileSystem(bucket))
+    real = getattr(bucket, step)
+
+    def sweep_first(*arguments):
+        swept = len(bucket.objects)
+        bucket.objects.clear()
+        assert swept == 1
+        return real(*arguments)
+
+    monkeypatch.setattr(bucket, step, sweep_first)
+    store.make_ready()
+    assert bucket.objects == {}
+
+
 WRITER = """
 import hashlib, random, sys
 from raybert.data.store import Store

@@ -78,8 +78,9 @@ class Store:
         with self.blame(""):
             if (folder := self.folder) is None:
                 temporary = f"{TEMPORARIES}/{uuid4().hex}"
-                PATIENCE(lambda: self._put(temporary, b""))
-                self._open()[0].delete_file(self._path(temporary))
+                with suppress(FileNotFoundError):  # a driver that starts at the same moment swept it: it was there
+                    PATIENCE(lambda: self._put(temporary, b""))
+                    self._open()[0].delete_file(self._path(temporary))
                 return
             _make_folder(folder / TEMPORARIES)
             for each in (folder, folder / "_raybert"):  # not the temporaries: another driver may sweep them
