@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,23 @@ hypothesis.settings.register_profile("raybert", derandomize=True, deadline=None,
 hypothesis.settings.load_profile("raybert")
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """The default tier in two processes: one runs what needs a Ray, which leaves a core half free, the other the rest.
+# Tests that start a Ray lie in these folders, or their file imports what starts one.
+_RAY_FOLDERS = ("cluster", "crash", "soak")
+_RAY_IMPORTS = re.compile(
+    r"^from tests\.(jobs import .*\b(shared_ray|small_ray|Cli|run_cli)\b|processes import)", re.MULTILINE
+)
 
-    Slow tests all need one or more of their own, and soak tests measure; `-s` shows what only this process prints.
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two processes: one runs what needs a Ray, which leaves a core half free, the other the rest.
+
+    Soak tests measure, and need the machine for themselves; `-s` shows what only this process prints.
     """
-    return 0 if config.option.markexpr in ("slow", "soak") or config.option.capture == "no" else 2
+    return 0 if config.option.markexpr == "soak" or config.option.capture == "no" else 2
+
+
+def _needs_ray(file: Path) -> bool:
+    return file.parent.name in _RAY_FOLDERS or _RAY_IMPORTS.search(file.read_text("utf-8")) is not None
 
 
 def _shares_ray(item: pytest.Item | None) -> bool:
@@ -41,20 +53,21 @@ def _shares_ray(item: pytest.Item | None) -> bool:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file of tests runs in one process, and so do all those that share a Ray: two Rays only hinder each other."""
+    """A file of tests runs in one process, and all files that need a Ray in the same: two only hinder each other."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "ray" if "shared_ray" in (config.rootpath / file).read_text("utf-8") else file
+            return "ray" if _needs_ray(config.rootpath / file) else file
 
     return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """They come first, so that neither process waits for the other at the end."""
-    items.sort(key=lambda item: not _shares_ray(item))
+    """Those come first, so that neither process waits for the other at the end; among them those that share a Ray."""
+    files = {item.path: not _needs_ray(item.path) for item in items}
+    items.sort(key=lambda item: (files[item.path], not _shares_ray(item)))
 
 
 @pytest.hookimpl(trylast=True)

@@ -148,6 +148,14 @@ def assert_no_family(folder: Path) -> None:
         raise AssertionError(f"{error}: {left}") from None
 
 
+def end_agents(folder: Path) -> None:
+    """Once all else has ended behind a killed driver, end Ray's agents too: nothing of ours waits for that minute."""
+    wait_for(lambda: not at_work(folder), "the end of a killed driver's workers", within_s=60)
+    for pid in family(folder):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 class Cli:
     """``raybert ...`` in a process group and with a Ray of its own; leaving the block proves that nothing is left.
 
@@ -180,6 +188,8 @@ class Cli:
             if self.process.poll() is None:
                 self.process.kill()
             self.process.communicate()
+            if self.process.returncode == -signal.SIGKILL:
+                end_agents(self.folder)
             assert_no_family(self.folder)
         finally:
             self._folder.__exit__(None, None, None)
