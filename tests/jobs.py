@@ -188,7 +188,7 @@ class Cli:
             if self.process.poll() is None:
                 self.process.kill()
             self.process.communicate()
-            if self.process.returncode == -signal.SIGKILL:
+            if self.process.returncode < 0:  # a signal ended it, at once
                 end_agents(self.folder)
             assert_no_family(self.folder)
         finally:
