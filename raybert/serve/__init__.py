@@ -1,0 +1,1 @@
+"""The online service: the same heads behind HTTP, on Ray Serve."""

@@ -1,0 +1,254 @@
+"""From many requests to token batches and back: nobody waits while the encoder is idle.
+
+    compute() ── FairQueue ──> batches ── a worker thread ── Trunk.run ──> arrays ──> each request its own
+
+A batch leaves as soon as a worker is free, with what has come until then: under load batches fill by themselves, and
+a lone request never waits for company. All decisions are made on the event loop; the workers only compute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+
+from raybert.serve.fairqueue import FairQueue, Piece
+from raybert.tasks.arrays import Arrays
+from raybert.text.encoding import Int32s, Sequences, ranges
+
+Parts = Mapping[str, Int32s | None]
+
+
+class Runs(Protocol):
+    """What a batcher feeds: `raybert.engine.Trunk`."""
+
+    def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:
+        """Compute heads over windows."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        arrays: by head, as `Trunk.run` gives them for these windows alone.
+        queue_s: seconds until its first window was handed to the encoder.
+        compute_s: seconds from then until its last one came back.
+    """
+
+    arrays: dict[str, Arrays]
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reader:
+    """One head of a request.
+
+    Attributes:
+        windows: that it reads, ascending.
+        place: where each of them stands in its own order; None: it is this one.
+        found: (first window, arrays) of each piece that came back.
+    """
+
+    windows: np.ndarray
+    place: np.ndarray | None
+    found: list[tuple[int, Arrays]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, part: Int32s | None, n_windows: int) -> _Reader:
+        if part is None:
+            return cls(windows=np.arange(n_windows), place=None)
+        order = np.argsort(part)
+        ascending = bool((order == np.arange(len(order))).all())
+        return cls(windows=part[order], place=None if ascending else order)
+
+    def own(self, piece: Piece) -> np.ndarray:
+        """Those of a piece's windows that it reads, counted from the piece's first."""
+        begin, end = np.searchsorted(self.windows, (piece.begin, piece.end))
+        own: np.ndarray = self.windows[begin:end] - piece.begin
+        return own
+
+    def arrays(self) -> Arrays:
+        """All that came back, in the head's order."""
+        pieces = [arrays for _, arrays in sorted(self.found, key=lambda each: each[0])]
+        values = np.concatenate([each.values for each in pieces])
+        counts = None if pieces[0].counts is None else np.concatenate([each.counts for each in pieces])
+        if self.place is None:
+            return Arrays(values=values, counts=counts)
+        back = np.argsort(self.place)
+        if counts is None:
+            return Arrays(values=values[back])
+        begins = np.cumsum(counts, dtype=np.int64) - counts
+        return Arrays(values=values[ranges(begins[back], counts[back])], counts=counts[back])
+
+
+@dataclass(kw_only=True)
+class _Call:
+    """A request while it is under way."""
+
+    sequences: Sequences
+    readers: dict[str, _Reader]
+    future: asyncio.Future[None]
+    came: float
+    left: int
+    begun: float = 0.0
+
+
+_Batch = Sequence[tuple[Piece, _Call]]
+
+
+class Batcher:
+    """Feeds one trunk from one event loop.
+
+    Args:
+        trunk: computes; from several threads at once if there are several workers.
+        budget: tokens that one batch may hold.
+        workers: batches under way at once.
+    """
+
+    def __init__(self, trunk: Runs, *, budget: int, workers: int) -> None:
+        self._trunk = trunk
+        self._queue = FairQueue(budget=budget)
+        self._calls: dict[int, _Call] = {}
+        self._tickets = count()
+        self._free = workers
+        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="raybert-batch")
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def tokens_waiting(self) -> int:
+        """Tokens that no batch has taken yet."""
+        return self._queue.tokens
+
+    @property
+    def requests(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._calls)
+
+    async def compute(self, sequences: Sequences, parts: Parts, *, bulk: bool = False) -> Answer:
+        """Compute heads over windows, among everybody else's.
+
+        A cancelled call takes what no batch has taken yet out of the queue.
+
+        Args:
+            sequences: the windows, one or more.
+            parts: head name -> which windows it reads, each at most once; None: all of them.
+            bulk: it yields to those that are not.
+
+        Raises:
+            Exception: what the trunk raised over this request's windows; nobody else's error.
+        """
+        loop = asyncio.get_running_loop()
+        ticket, windows = next(self._tickets), sequences.n_windows
+        call = _Call(
+            sequences=sequences,
+            readers={name: _Reader.of(part, windows) for name, part in parts.items()},
+            future=loop.create_future(),
+            came=loop.time(),
+            left=windows,
+        )
+        self._calls[ticket] = call
+        self._queue.add(ticket, sequences.lengths.tolist(), bulk=bulk)
+        self._feed()
+        try:
+            await call.future
+        finally:
+            self._queue.remove(ticket)
+            del self._calls[ticket]
+        arrays = {name: reader.arrays() for name, reader in call.readers.items()}
+        return Answer(arrays=arrays, queue_s=call.begun - call.came, compute_s=loop.time() - call.begun)
+
+    async def close(self) -> None:
+        """Wait for the batches under way and end the threads; requests that wait must have been cancelled before."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        self._workers.shutdown()
+
+    def _feed(self) -> None:
+        """Give every free worker a batch."""
+        while self._free and (pieces := self._queue.take()):
+            self._free -= 1
+            loop = asyncio.get_running_loop()
+            batch = [(piece, self._calls[piece.ticket]) for piece in pieces]
+            for _, call in batch:
+                call.begun = call.begun or loop.time()
+            task = loop.create_task(self._run(batch))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _run(self, batch: _Batch) -> None:
+        try:
+            await self._computed(batch)
+        finally:
+            self._free += 1
+            self._feed()
+
+    async def _computed(self, batch: _Batch) -> None:
+        """Compute a batch; if it fails, each request alone, so that one can't spoil the answers of the others."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._workers, _run_together, self._trunk, batch)
+        except asyncio.CancelledError:  # the event loop ends, and everybody's call with it
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever it is, the callers must hear of it
+            if len(batch) > 1:
+                for each in batch:
+                    await self._computed([each])
+                return
+            piece, call = batch[0]
+            self._queue.remove(piece.ticket)
+            if not call.future.done():
+                call.future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+            return
+        for (piece, call), by_head in zip(batch, found, strict=True):
+            for name, arrays in by_head.items():
+                call.readers[name].found.append((piece.begin, arrays))
+            call.left -= piece.end - piece.begin
+            if not call.left and not call.future.done():
+                call.future.set_result(None)
+
+
+def _run_together(trunk: Runs, batch: _Batch) -> list[dict[str, Arrays]]:
+    """The arrays of each piece by head, of all of them computed at once."""
+    cut = [call.sequences.select(np.arange(piece.begin, piece.end)) for piece, call in batch]
+    begins = np.cumsum([0, *(each.n_windows for each in cut)])
+    own: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for place, (piece, call) in enumerate(batch):
+        for name, reader in call.readers.items():
+            own.setdefault(name, []).append((place, reader.own(piece)))
+    parts = {
+        name: np.concatenate([begins[place] + windows for place, windows in each]).astype(np.int32)
+        for name, each in own.items()
+    }
+    found: list[dict[str, Arrays]] = [{} for _ in batch]
+    for name, arrays in trunk.run(_joined(cut), parts).items():
+        pieces = _split(arrays, [len(windows) for _, windows in own[name]])
+        for (place, _), of_piece in zip(own[name], pieces, strict=True):
+            found[place][name] = of_piece
+    return found
+
+
+def _joined(cut: Sequence[Sequences]) -> Sequences:
+    types = None
+    if any(each.type_ids is not None for each in cut):
+        types = np.concatenate([np.zeros(len(c.ids), np.int8) if c.type_ids is None else c.type_ids for c in cut])
+    ids, lengths = np.concatenate([c.ids for c in cut]), np.concatenate([c.lengths for c in cut])
+    return Sequences(ids=ids, lengths=lengths, type_ids=types)
+
+
+def _split(arrays: Arrays, windows: Sequence[int]) -> list[Arrays]:
+    """Arrays of consecutive groups of so many windows."""
+    ends = np.cumsum(windows)
+    if arrays.counts is None:
+        return [Arrays(values=values) for values in np.split(arrays.values, ends[:-1])]
+    counts = np.split(arrays.counts, ends[:-1])
+    rows = np.cumsum([int(each.sum()) for each in counts])
+    values = np.split(arrays.values, rows[:-1])
+    return [Arrays(values=each, counts=own) for each, own in zip(values, counts, strict=True)]
