@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from raybert.errors import SettingsError
+from raybert.observability import LOGGER
 
 KEYS_VARIABLE = "RAYBERT_API_KEYS"
 SHORTEST_KEY = 16
 _LOOK_EVERY_S = 1.0
-
-_log = logging.getLogger(__name__)
 
 
 class ApiKeys:
@@ -73,9 +72,9 @@ class ApiKeys:
                 return
             self._from_file, self._seen = _read(self._file), stamp
         except SettingsError as error:
-            _log.warning("%s; the keys before stay", error)
+            logging.getLogger(LOGGER).warning("%s; the keys before stay", error)
             return
-        _log.info("%s: %d keys read anew", self._file, len(self._from_file))
+        logging.getLogger(LOGGER).info("%s: %d keys read anew", self._file, len(self._from_file))
 
 
 def _digest(key: str, place: str) -> bytes:

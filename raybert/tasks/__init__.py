@@ -49,6 +49,7 @@ class Task(Protocol):
     width: int
     windows: str
     max_length: int
+    prompt: str
     needs_texts: bool
     needs_offsets: bool
     checkpoint: Checkpoint

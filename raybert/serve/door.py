@@ -1,0 +1,150 @@
+"""What stands before every route: keys, bodies in bounds, deadlines, clients that leave, errors in their own words."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+import orjson
+
+from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
+from raybert.serve.limits import Limits
+from raybert.serve.security import ApiKeys
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/docs", "/openapi.json"})
+"""What GET answers without a key."""
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
+
+
+class Door:
+    """ASGI middleware around the routes.
+
+    Args:
+        app: the routes.
+        limits: of a request.
+        keys: that open them.
+    """
+
+    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys) -> None:
+        self._app, self._limits, self._keys = app, limits, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; other protocols pass."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        body = b""
+        try:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            self._check_key(scope, headers)
+            deadline_s = self._deadline(headers)
+            async with asyncio.timeout(deadline_s):
+                body = await self._body(headers, receive)
+                await self._answered(scope, body, receive, sending)
+        except ClientLeft:
+            return
+        except TimeoutError:
+            await _refuse(scope, body, send, begun, ServiceError(Fault.DEADLINE, f"no answer within {deadline_s:g} s"))
+        except ServiceError as error:
+            await _refuse(scope, body, send, begun, error)
+
+    def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
+        if scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN:
+            return
+        if not self._keys.allow(headers.get("authorization")):
+            raise ServiceError(Fault.KEY, "no valid API key; send the header 'Authorization: Bearer KEY'")
+
+    def _deadline(self, headers: dict[str, str]) -> float:
+        """Seconds: the server's own, or fewer if the client says so."""
+        asked = headers.get("x-request-timeout-seconds")
+        if asked is None:
+            return self._limits.deadline_s
+        with suppress(ValueError):
+            seconds = float(asked)
+            if seconds > 0 and math.isfinite(seconds):
+                return min(seconds, self._limits.deadline_s)
+        raise ServiceError(Fault.MALFORMED, f"x-request-timeout-seconds {asked[:40]!r}: takes a number above 0")
+
+    async def _body(self, headers: dict[str, str], receive: Receive) -> bytes:
+        """The whole body, which must come in time and be of a size within the limit."""
+        if (coding := headers.get("content-encoding", "identity")) != "identity":
+            raise ServiceError(Fault.MALFORMED, f"content-encoding {coding[:40]!r}: send the body as it is")
+        length = headers.get("content-length", "0")
+        self._check_size(int(length) if length.isdecimal() else 0)
+        pieces, size = [], 0
+        try:
+            async with asyncio.timeout(self._limits.body_s):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientLeft
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
+                    self._check_size(size)
+                    if not message.get("more_body"):
+                        return b"".join(pieces)
+        except TimeoutError:
+            raise ServiceError(
+                Fault.DEADLINE, f"the body did not arrive within {self._limits.body_s:g} s; send it faster"
+            ) from None
+
+    def _check_size(self, size: int) -> None:
+        if size > (most := self._limits.max_body_bytes):
+            raise ServiceError(Fault.TOO_LARGE, f"a body of {size} bytes exceeds {most}; send it in pieces")
+
+    async def _answered(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Let the routes answer, unless the client leaves meanwhile: then all that works for it ends."""
+        unread = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Message:
+            return unread.pop() if unread else await receive()
+
+        answer = asyncio.ensure_future(self._app(scope, again, send))
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise ClientLeft
+            answer.result()
+        finally:
+            for each in (answer, gone):
+                each.cancel()
+            await asyncio.gather(answer, gone, return_exceptions=True)
+
+
+async def _refuse(scope: Scope, body: bytes, send: Send, begun: bool, error: ServiceError) -> None:
+    if begun:  # half an answer is on its way: the connection breaks off
+        raise error
+    status, headers, told = response_of(error, scope["path"], body)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": told})
+
+
+def response_of(error: ServiceError, path: str, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Status, headers and body of a refusal, as the family of the route has it."""
+    told = orjson.dumps(FAMILIES[family_of(path, cohere=b'"documents"' in body)](error))
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(told)).encode())]
+    if error.retry_after_s is not None:
+        headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+    if error.fault is Fault.KEY:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return error.fault.status, headers, told

@@ -1,0 +1,80 @@
+"""How much a service takes on: limits of one request, and a bound for all that are under way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raybert.serve.faults import Fault, ServiceError
+
+
+class Limits(BaseModel):
+    """Limits of one ingress.
+
+    Attributes:
+        max_body_bytes: of a request.
+        max_items: texts, pairs or lists of ids in one request.
+        max_waiting_tokens: of all requests under way; over it they are refused with 429.
+        deadline_s: seconds from a request's first byte to its answer; a client's ``x-request-timeout-seconds`` may
+            shorten it.
+        body_s: seconds that a request's body may take to arrive.
+        bulk_tokens: a request of more tokens lets smaller ones go first.
+        auto_truncate: whether too long a text is cut where the request does not say.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_body_bytes: int = Field(16 << 20, ge=1)
+    max_items: int = Field(2048, ge=1)
+    max_waiting_tokens: int = Field(262_144, ge=1)
+    deadline_s: float = Field(60.0, gt=0)
+    body_s: float = Field(20.0, gt=0)
+    bulk_tokens: int = Field(4096, ge=1)
+    auto_truncate: bool = True
+
+
+class Gate:
+    """Bounds the tokens under way, and knows how fast they go.
+
+    A request that finds nothing under way is let in whatever its size: the limits of one request are others.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._most, self._bulk_from = limits.max_waiting_tokens, limits.bulk_tokens
+        self._tokens = 0
+        self._rate = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Under way."""
+        return self._tokens
+
+    @contextmanager
+    def held(self, tokens: int) -> Iterator[bool]:
+        """Hold room for so many tokens; yields whether they are so many that they must wait for smaller requests.
+
+        Raises:
+            ServiceError: there is no room; with the seconds after which there should be.
+        """
+        if self._tokens and self._tokens + tokens > self._most:
+            wait_s = min(60, max(1, math.ceil(self._tokens / self._rate))) if self._rate else 1
+            raise ServiceError(
+                Fault.BUSY,
+                f"{self._tokens} tokens are under way and {tokens} more exceed {self._most}; try again in {wait_s} s",
+                retry_after_s=wait_s,
+            )
+        self._tokens += tokens
+        try:
+            yield tokens > self._bulk_from
+        finally:
+            self._tokens -= tokens
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """Learn from an answered request how many tokens a second the service gets through."""
+        if seconds > 0:
+            # All that was under way beside it went through in that time too, roughly.
+            rate = max(tokens, self._tokens) / seconds
+            self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate

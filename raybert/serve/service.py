@@ -1,0 +1,281 @@
+"""The heads of a service: what a request asks becomes windows, windows become numbers, numbers become answers.
+
+    Ask ── encode (a thread) ── Compute, one a trunk ── decode (a thread) ──> Answers
+
+Where the windows are computed, in this process or behind a Ray Serve handle, is not seen here: `Compute` is all there
+is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from raybert.config import nearest
+from raybert.errors import RowError
+from raybert.observability import LOGGER
+from raybert.serve.batcher import Answer, Parts
+from raybert.serve.faults import Fault, ServiceError
+from raybert.serve.limits import Gate
+from raybert.tasks import Task
+from raybert.tasks.program import Program, group_heads
+from raybert.text.encoding import Bools, Int32s, Sequences, Windows
+from raybert.text.ids import take_ids
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """A text as ids of the model's own tokenizer."""
+
+    ids: Sequence[int]
+
+
+Item = str | TokenIds | tuple[str, Any]
+"""A text, its ids, a pair of texts, or a prompt and its choices; all items of a request are of one kind."""
+
+
+class Compute(Protocol):
+    """Windows of one trunk to numbers: a `raybert.serve.batcher.Batcher`, or one in another process."""
+
+    def compute(self, sequences: Sequences, parts: Parts, *, bulk: bool = False) -> Coroutine[Any, Any, Answer]:
+        """As `Batcher.compute`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What one request wants.
+
+    Attributes:
+        heads: names; each answers for every item.
+        items: one or more, all texts or all pairs.
+        cut: whether a text that is too long for the model is cut (and the answer says so) or refused.
+        param: the client's name for the items, for errors.
+    """
+
+    heads: tuple[str, ...]
+    items: Sequence[Item]
+    cut: bool = True
+    param: str = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What one head says.
+
+    Attributes:
+        answers: what the task gives for the items, in their order.
+        tokens: int32 [N], of each item before it was cut.
+        truncated: bool [N].
+        forwarded: tokens that went through the model.
+    """
+
+    answers: Any
+    tokens: Int32s
+    truncated: Bools
+    forwarded: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a request gets.
+
+    Attributes:
+        by_head: in the order asked.
+        characters: of all items.
+        seconds: by stage: tokenization, queue, inference, total.
+    """
+
+    by_head: Mapping[str, Told]
+    characters: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def forwarded(self) -> int:
+        """Tokens that went through the model, of the head that read most."""
+        return max(told.forwarded for told in self.by_head.values())
+
+    @property
+    def truncated(self) -> int:
+        """Items of which some head did not see the end."""
+        return int(np.logical_or.reduce([told.truncated for told in self.by_head.values()]).sum())
+
+
+class Service:
+    """Heads that answer, by name.
+
+    Args:
+        tasks: the heads; those of one trunk are computed together.
+        computes: by the name of a trunk's first head, what computes it.
+        threads: for tokenization and for decoding.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], computes: Mapping[str, Compute], *, threads: int = 2) -> None:
+        self.tasks = dict(tasks)
+        self._computes = dict(computes)
+        self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="raybert-text")
+        self._trunk_of = {name: names[0] for names in group_heads(self.tasks).trunks for name in names}
+        for task in tasks.values():
+            task.tokenizer()  # one that is missing is told now, not at the first request
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+    async def answer(self, ask: Ask, gate: Gate) -> Answers:
+        """Answer a request, if there is room for it.
+
+        Raises:
+            ServiceError: it can't be answered; of which kind the error says.
+        """
+        begun = time.perf_counter()
+        program = self._program(ask)
+        loop = asyncio.get_running_loop()
+        try:
+            encoded = await loop.run_in_executor(self._threads, _encoded, program, ask.items)
+        except RowError as error:
+            fault = Fault.MALFORMED if error.reason == "unknown_id" else Fault.TOKENIZER
+            raise ServiceError(fault, f"{ask.param}[{error.row}]: {error.detail}", param=ask.param) from error
+        if not ask.cut:
+            _refuse_long(ask, program, encoded)
+        tokenized = time.perf_counter()
+        tokens = sum(int(windows.lengths.sum(dtype=np.int64)) for windows in encoded)
+        with gate.held(tokens) as is_bulk:
+            computed = await self._computed(program, encoded, bulk=is_bulk)
+        arrays = {name: answer.arrays[name] for answer in computed for name in answer.arrays}
+        inferred = time.perf_counter()
+        by_head = await loop.run_in_executor(self._threads, _told, program, ask.items, encoded, arrays)
+        queue_s = max(answer.queue_s for answer in computed)
+        return Answers(
+            by_head={name: by_head[name] for name in ask.heads},
+            characters=sum(map(_characters, ask.items)),
+            seconds={
+                "tokenization": tokenized - begun,
+                "queue": queue_s,
+                "inference": inferred - tokenized - queue_s,
+                "total": time.perf_counter() - begun,
+            },
+        )
+
+    def task(self, name: str, *, param: str = "model") -> Task:
+        """The head of that name.
+
+        Raises:
+            ServiceError: there is none.
+        """
+        if name not in self.tasks:
+            hint = nearest(name, self.tasks) or f"; there is {', '.join(self.tasks)}"
+            raise ServiceError(Fault.UNKNOWN, f"{param} {name!r}: unknown{hint}", param=param)
+        return self.tasks[name]
+
+    def _program(self, ask: Ask) -> Program:
+        """The heads of a request, grouped; the same heads are grouped once."""
+        tasks = {name: self.task(name) for name in ask.heads}
+        if not ask.items:
+            raise ServiceError(Fault.EMPTY, f"{ask.param}: empty; give one or more", param=ask.param)
+        pairs = isinstance(ask.items[0], tuple)
+        for name, task in tasks.items():
+            wrong = next((at for at, item in enumerate(ask.items) if not _fits(item, ask.items[0], task)), None)
+            if wrong is not None:
+                what = f"{name} answers {_TAKES[task.takes]}, and all items of a request are of one kind"
+                raise ServiceError(Fault.INVALID, f"{ask.param}[{wrong}]: {what}", param=ask.param)
+        key = (ask.heads, pairs)
+        if key not in self._programs:
+            if len(self._programs) >= _MOST_PROGRAMS:  # clients name the heads: they must not fill the memory
+                self._programs.clear()
+            self._programs[key] = group_heads(tasks, pairs=pairs)
+        return self._programs[key]
+
+    async def _computed(self, program: Program, encoded: Sequence[Windows], *, bulk: bool) -> list[Answer]:
+        """The numbers of all trunks, side by side; where one fails the others are not computed for nothing."""
+        waiting = []
+        for number, names in enumerate(program.trunks):
+            sequences, parts = program.shared(number, encoded)
+            wanted = {name: parts[program.encoding_of(name)] for name in names}
+            compute = self._computes[self._trunk_of[names[0]]]
+            waiting.append(asyncio.ensure_future(compute.compute(sequences, wanted, bulk=bulk)))
+        try:
+            return await asyncio.gather(*waiting)
+        except ServiceError:
+            raise
+        except Exception as error:
+            logging.getLogger(LOGGER).exception("%s: a forward failed", ", ".join(program.tasks))
+            raise ServiceError(Fault.MODEL, f"the model failed: {type(error).__name__}") from error
+        finally:
+            for each in waiting:
+                each.cancel()
+
+
+_MOST_PROGRAMS = 1000
+_TAKES = {"text": "texts", "pair": "pairs of texts", "either": "texts or pairs", "choices": "prompts with choices"}
+
+
+def _fits(item: Item, first: Item, task: Task) -> bool:
+    """Whether an item is of the first one's kind, and one that the task takes."""
+    if type(item) is not type(first):
+        return False
+    if isinstance(item, TokenIds):
+        return task.takes in ("text", "either") and not task.needs_texts
+    return task.takes != "text" if isinstance(item, tuple) else task.takes in ("text", "either")
+
+
+def _encoded(program: Program, items: Sequence[Item]) -> list[Windows]:
+    """The windows of each encoding."""
+    if not isinstance(items[0], TokenIds):
+        return program.encode(*_columns(items))
+    found = []
+    for first, *_ in program.encodings:
+        task = program.tasks[first]
+        rows = [item.ids for item in items if isinstance(item, TokenIds)]
+        found.append(task.cut(take_ids(task.tokenizer(), rows, prompt=task.prompt)))
+    return found
+
+
+def _columns(items: Sequence[Item]) -> tuple[list[Any], list[Any] | None]:
+    """First and second members of pairs; other items as they are."""
+    pairs = [item for item in items if isinstance(item, tuple)]
+    if pairs:
+        return [first for first, _ in pairs], [second for _, second in pairs]
+    return list(items), None
+
+
+def _characters(item: Item) -> int:
+    if isinstance(item, TokenIds):
+        return 0
+    if isinstance(item, str):
+        return len(item)
+    first, second = item
+    return len(first) + (len(second) if isinstance(second, str) else sum(map(len, second)))
+
+
+def _refuse_long(ask: Ask, program: Program, encoded: Sequence[Windows]) -> None:
+    for name, task in program.tasks.items():
+        windows = encoded[program.encoding_of(name)]
+        for at in np.flatnonzero(windows.truncated)[:1]:
+            raise ServiceError(
+                Fault.TOO_LARGE,
+                f"{ask.param}[{at}]: {windows.tokens[at]} tokens exceed {name}'s {task.max_length}; "
+                "shorten it, or allow truncation",
+                param=ask.param,
+            )
+
+
+def _told(
+    program: Program, items: Sequence[Item], encoded: Sequence[Windows], arrays: Mapping[str, Any]
+) -> dict[str, Told]:
+    texts, seconds = _columns(items)
+    found = {}
+    for name, task in program.tasks.items():
+        windows = encoded[program.encoding_of(name)]
+        answers = task.decode(task.items(texts, seconds), windows, arrays[name])
+        forwarded = int(windows.lengths.sum(dtype=np.int64))
+        found[name] = Told(answers=answers, tokens=windows.tokens, truncated=windows.truncated, forwarded=forwarded)
+    return found

@@ -1,0 +1,50 @@
+"""A service over tiny models behind a real HTTP server, for real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+
+from raybert.config import HeadSpec, heads_from
+from raybert.engine import choose_settings
+from raybert.serve.collocated import Collocated
+from raybert.serve.limits import Limits
+from raybert.serve.routes import make_app
+from raybert.serve.security import ApiKeys
+from raybert.tasks import make_task
+
+
+@contextmanager
+def served(
+    heads: Mapping[str, tuple[Any, ...] | HeadSpec], *, limits: Limits | None = None, keys: ApiKeys | None = None
+) -> Iterator[str]:
+    """The address of a server that answers with these heads, fp32; it is ended and waited for."""
+    tasks = {spec.name: make_task(spec) for spec in heads_from(heads)}
+    found = Collocated(tasks, choose_settings(device="cpu", dtype="float32"), workers=2)
+    app = make_app(found.service, limits=limits or Limits(), keys=keys or ApiKeys())
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
+    started = threading.Event()
+
+    async def serve() -> None:
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():
+            await asyncio.sleep(0.005)
+        started.set()
+        await task
+        await found.close()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert started.wait(30)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()

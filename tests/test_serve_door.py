@@ -1,0 +1,219 @@
+"""The door before all routes, driven as an ASGI server drives it: clients that dawdle, leave, or come too many."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from raybert.serve.door import Door
+from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
+from raybert.serve.limits import Gate, Limits
+from raybert.serve.security import ApiKeys
+
+KEY = "0123456789abcdef"
+Routes = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the body that it got."""
+    message = await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+
+
+class Client:
+    """One request: its messages arrive as told, and what is sent to it is kept."""
+
+    def __init__(self, *pieces: bytes, path: str = "/v1/embeddings", headers: dict[str, str] | None = None) -> None:
+        more = [True] * (len(pieces) - 1) + [False]
+        self.messages = [
+            {"type": "http.request", "body": piece, "more_body": goes_on}
+            for piece, goes_on in zip(pieces, more, strict=True)
+        ]
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
+        }
+        self.left = asyncio.Event()
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        if self.messages:
+            return self.messages.pop(0)
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    async def ask(self, routes: Routes, *, keys: ApiKeys | None = None, **limits: Any) -> None:
+        await Door(routes, limits=Limits(**limits), keys=keys or ApiKeys())(self.scope, self.receive, self.send)
+
+    @property
+    def status(self) -> int:
+        return self.sent[0]["status"]
+
+    @property
+    def told(self) -> Any:
+        return orjson.loads(self.sent[1]["body"])
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(main(), 10))  # type: ignore[arg-type]
+
+
+def test_a_body_in_pieces_arrives_whole():
+    async def main() -> None:
+        client = Client(b"ab", b"", b"cd")
+        await client.ask(echo)
+        assert (client.status, client.sent[1]["body"]) == (200, b"abcd")
+
+    run(main)
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-length": "2"}, {"content-length": "5"}])
+def test_a_body_over_the_limit_is_refused_however_it_comes(headers):
+    async def main() -> None:
+        client = Client(b"ab", b"cde", headers=headers)
+        await client.ask(echo, max_body_bytes=4)
+        assert client.status == 413
+        assert "a body of 5 bytes exceeds 4" in client.told["error"]["message"]
+
+    run(main)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    async def main() -> None:
+        client = Client(b"ab")
+        client.messages[0]["more_body"] = True
+        await client.ask(echo, body_s=0.05)
+        assert client.status == 504
+        assert "the body did not arrive within 0.05 s" in client.told["error"]["message"]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("headers", "within_s"),
+    [({}, 0.2), ({"x-request-timeout-seconds": "0.1"}, 0.1), ({"x-request-timeout-seconds": "99"}, 0.2)],
+)
+def test_a_deadline_may_be_shortened_and_not_lengthened(headers, within_s):
+    ended = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            ended.append(True)
+
+    async def main() -> None:
+        client, begun = Client(b"", headers=headers), asyncio.get_running_loop().time()
+        await client.ask(slow, deadline_s=0.2)
+        assert within_s <= asyncio.get_running_loop().time() - begun < within_s + 0.1
+        assert client.status == 504
+        assert client.told["error"]["message"] == f"no answer within {within_s:g} s"
+        assert ended == [True]
+
+    run(main)
+
+
+@pytest.mark.parametrize("asked", ["0", "-1", "nan", "inf", "soon", ""])
+def test_a_deadline_that_is_none_is_malformed(asked):
+    async def main() -> None:
+        client = Client(b"", headers={"x-request-timeout-seconds": asked})
+        await client.ask(echo)
+        assert client.status == 400
+
+    run(main)
+
+
+def test_who_leaves_is_worked_for_no_longer():
+    ended = []
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(5)
+        finally:
+            ended.append(True)
+
+    async def main() -> None:
+        client = Client(b"")
+        asyncio.get_running_loop().call_later(0.05, client.left.set)
+        await client.ask(slow)
+        assert (ended, client.sent) == ([True], [])
+
+    run(main)
+
+
+def test_a_compressed_body_is_refused_before_it_grows():
+    async def main() -> None:
+        client = Client(b"\x1f\x8b", headers={"content-encoding": "gzip"})
+        await client.ask(echo)
+        assert client.status == 400
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/embeddings", 401),
+        ("POST", "/", 401),
+        ("POST", "/anything", 401),
+        ("GET", "/v1/models", 401),
+        ("POST", "/livez", 401),
+        ("GET", "/livez", 200),
+        ("GET", "/metrics", 200),
+    ],
+)
+def test_without_a_key_only_these_answer(method, path, status):
+    async def main() -> None:
+        client = Client(b"", path=path)
+        client.scope["method"] = method
+        await client.ask(echo, keys=ApiKeys([KEY]))
+        assert client.status == status
+
+    run(main)
+
+
+def test_an_error_speaks_as_the_family_of_its_route_does():
+    error = ServiceError(Fault.BUSY, "full", retry_after_s=1.2)
+    told = {name: body(error) for name, body in FAMILIES.items()}
+    assert told["openai"] == {"error": {"message": "full", "type": "rate_limit_error", "param": None, "code": "busy"}}
+    assert told["tei"] == {"error": "full", "error_type": "Overloaded"}
+    assert told["cohere"] == {"message": "full"}
+    assert told["huggingface"] == {"error": "full"}
+    families = {
+        "/v1/embeddings": "openai",
+        "/v1/search": "openai",
+        "/embed": "tei",
+        "/": "tei",
+        "/rerank": "tei",
+        "/v2/rerank": "cohere",
+        "/models/x": "huggingface",
+    }
+    assert {path: family_of(path) for path in families} == families
+    assert family_of("/rerank", cohere=True) == "cohere"
+
+
+def test_the_gate_lets_in_what_there_is_room_for_and_knows_when_to_come_again():
+    gate = Gate(Limits(max_waiting_tokens=100, bulk_tokens=50))
+    with gate.held(500) as is_bulk:
+        assert is_bulk
+    gate.note(100, 10.0)
+    with gate.held(60), gate.held(40) as is_bulk:
+        assert not is_bulk
+        assert gate.tokens == 100
+        with (
+            pytest.raises(ServiceError, match="100 tokens are under way and 1 more exceed 100") as caught,
+            gate.held(1),
+        ):
+            pass
+        assert (caught.value.fault, caught.value.retry_after_s) == (Fault.BUSY, 10)
+    assert gate.tokens == 0
