@@ -27,12 +27,12 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_body_bytes: int = Field(16 << 20, ge=1)
-    max_items: int = Field(2048, ge=1)
-    max_waiting_tokens: int = Field(262_144, ge=1)
-    deadline_s: float = Field(60.0, gt=0)
-    body_s: float = Field(20.0, gt=0)
-    bulk_tokens: int = Field(4096, ge=1)
+    max_body_bytes: int = Field(default=16 << 20, ge=1)
+    max_items: int = Field(default=2048, ge=1)
+    max_waiting_tokens: int = Field(default=262_144, ge=1)
+    deadline_s: float = Field(default=60.0, gt=0)
+    body_s: float = Field(default=20.0, gt=0)
+    bulk_tokens: int = Field(default=4096, ge=1)
     auto_truncate: bool = True
 
 

@@ -22,15 +22,18 @@ class EmbeddingRequest(BaseModel):
         description="A text, a list of texts, or token ids of the served model's own vocabulary.",
         examples=["a text", ["a text", "another"]],
     )
-    model: str | None = Field(None, description="Name of a served embedding model; may be left out if there is one.")
+    model: str | None = Field(
+        default=None, description="Name of a served embedding model; may be left out if there is one."
+    )
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: little-endian float32, which openai-python asks for by itself."
+        default="float", description="base64: little-endian float32, which openai-python asks for by itself."
     )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="Keep the first so many numbers of a vector; it is scaled to unit length again."
+        default=None, description="Keep the first so many numbers of a vector; it is scaled to unit length again."
     )
     truncate: bool | None = Field(
-        None, description="Whether a text that is too long is cut, or the request refused; the server's way if null."
+        default=None,
+        description="Whether a text that is too long is cut, or the request refused; the server's way if null.",
     )
 
     def items(self) -> list[Item]:

@@ -1,0 +1,121 @@
+"""What the deployments of the Ray Serve graph run: an ingress that speaks HTTP, and one for each encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from raybert.cluster import limit_worker_threads
+from raybert.engine import EngineSettings, Trunk, choose_settings, default_threads
+from raybert.serve.batcher import Answer, Batcher, Parts
+from raybert.serve.collocated import Collocated
+from raybert.serve.faults import Fault, ServiceError
+from raybert.serve.routes import make_app
+from raybert.serve.security import ApiKeys
+from raybert.serve.service import Service
+from raybert.serve.settings import ServiceArgs
+from raybert.tasks import Task, make_task
+from raybert.text.encoding import Sequences
+
+
+def open_tasks(args: ServiceArgs) -> dict[str, Task]:
+    """The heads by the names under which they are served; no weight is read."""
+    return {head.served_name: make_task(head.spec()) for head in args.heads}
+
+
+def _settings(args: ServiceArgs, tasks: Mapping[str, Task]) -> EngineSettings:
+    configs = [task.checkpoint.config for task in tasks.values()]
+    widths = [config.hidden_size // config.num_attention_heads for config in configs]
+    return choose_settings(device=args.device, dtype=args.dtype, budget=args.budget, head_widths=widths)
+
+
+def _workers(args: ServiceArgs, settings: EngineSettings) -> int:
+    if settings.device != "cpu":
+        return 1
+    return args.threads or default_threads()
+
+
+class Encoder:
+    """One BERT and its heads: windows in, numbers out.
+
+    Args:
+        args: of the application.
+        names: its heads.
+    """
+
+    def __init__(self, args: ServiceArgs, names: tuple[str, ...]) -> None:
+        limit_worker_threads()
+        tasks = {name: task for name, task in open_tasks(args).items() if name in names}
+        settings = _settings(args, tasks)
+        workers = _workers(args, settings)
+        self._trunk = Trunk(tasks, settings, threads=workers)
+        self._batcher = Batcher(self._trunk, budget=settings.budget, workers=workers)
+
+    async def compute(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
+        """As `Batcher.compute`."""
+        return await self._batcher.compute(sequences, parts, bulk=bulk)
+
+    async def __del__(self) -> None:
+        """End the threads, when what is under way is through."""
+        await self._batcher.close()
+        self._trunk.close()
+
+
+class RemoteEncoder:
+    """A deployment of `Encoder` as the ingress sees it.
+
+    Inference has no side effects: what a replica that died had under way is asked of another one, once.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def compute(self, sequences: Sequences, parts: Parts, *, bulk: bool = False) -> Answer:
+        """As `Batcher.compute`."""
+        try:
+            return await self._asked(sequences, parts, bulk)
+        except RayActorError:
+            pass
+        try:
+            return await self._asked(sequences, parts, bulk)
+        except (RayActorError, RayServeException) as error:
+            raise ServiceError(Fault.NOT_READY, "no replica of the model is ready", retry_after_s=5) from error
+
+    async def _asked(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
+        plain = {name: None if part is None else np.asarray(part) for name, part in parts.items()}
+        answer: Answer = await self._handle.compute.remote(sequences, plain, bulk)
+        return answer
+
+
+class Ingress:
+    """Speaks HTTP; collocated, it computes too.
+
+    Args:
+        args: of the application.
+        encoders: by the name of an encoder's first head; none where this process computes.
+    """
+
+    def __init__(self, args: ServiceArgs, encoders: Mapping[str, DeploymentHandle[Any]]) -> None:
+        limit_worker_threads()
+        self._args = args
+        tasks = open_tasks(args)
+        self._collocated: Collocated | None = None
+        if encoders:
+            self._service = Service(tasks, {name: RemoteEncoder(handle) for name, handle in encoders.items()})
+        else:
+            settings = _settings(args, tasks)
+            self._collocated = Collocated(tasks, settings, workers=_workers(args, settings))
+            self._service = self._collocated.service
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What Ray Serve calls once this is made."""
+        file = self._args.api_key_file
+        keys = ApiKeys.from_environment(os.environ, file=None if file is None else Path(file))
+        return make_app(self._service, limits=self._args.limits, keys=keys)
