@@ -81,7 +81,7 @@ def watched(
     ended = threading.Event()
 
     def why() -> str | None:
-        actors = 0 if is_idle is not None else _actors(cpus, gpus)
+        actors = 0 if is_idle is not None else _actors()
         if is_idle is not None and not is_idle():
             return None
         if actors:
@@ -113,23 +113,17 @@ def watched(
         thread.join(quiet_s)  # it may be asking a head that does not answer
 
 
-def _actors(cpus: float, gpus: float) -> int:
-    """How many actors of this job's pool live on living nodes, those that load their model included.
-
-    One that lost its node may name a living one where it could never run (seen with a head without processors).
-    """
+def _actors() -> int:
+    """How many actors of this job's pool live on living nodes, those that load their model included."""
     import ray
     from ray._private.state import state  # the public list asks the dashboard, which a private Ray goes without
 
-    living = {
-        node["NodeID"]
-        for node in ray.nodes()
-        if node["Alive"] and node["Resources"].get("CPU", 0.0) >= cpus and node["Resources"].get("GPU", 0.0) >= gpus
-    }
+    living = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     job = ray.get_runtime_context().get_job_id()
     actors = [each for each in state.actor_table(None).values() if each["JobID"] == job and each["State"] != "DEAD"]
-    # One that waits for a place has no process yet.
-    placed = [each for each in actors if each["ActorClassName"].startswith(_POOLED) and each["Pid"]]
+    # One that waits for a place has no port yet. One that lost its place keeps the number of the process that it had,
+    # and Ray has it lie on the head, which looks for another.
+    placed = [each for each in actors if each["ActorClassName"].startswith(_POOLED) and each["Address"]["Port"]]
     return sum(each["Address"]["NodeID"] in living for each in placed)
 
 
