@@ -15,7 +15,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
@@ -102,7 +102,7 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def choose_settings(
-    *, device: str = "auto", dtype: str = "auto", budget: int | None = None, head_widths: Collection[int] = (64,)
+    *, device: str = "auto", dtype: str = "auto", budget: int | None = None, tasks: Iterable[Task] = ()
 ) -> EngineSettings:
     """Resolve every ``auto`` on this machine.
 
@@ -110,7 +110,7 @@ def choose_settings(
         device: auto (cuda where torch sees one), cpu or cuda.
         dtype: auto (bfloat16 where the hardware has it natively, else float32), float32, bfloat16 or float16.
         budget: tokens of one forward; None takes the device's own.
-        head_widths: widths of one attention head, of each trunk that will run so.
+        tasks: that will run so; the widths of their trunks' attention heads decide too.
 
     Raises:
         SettingsError: a value is unknown or out of range.
@@ -130,10 +130,12 @@ def choose_settings(
         raise DeviceError(f"dtype bfloat16: this machine's {device} has no native bfloat16; pass float32")
     if budget is not None and budget < 1:
         raise SettingsError(f"budget {budget}: takes a whole number of tokens from 1")
+    configs = [task.checkpoint.config for task in tasks]
+    widths = [config.hidden_size // config.num_attention_heads for config in configs]
     return EngineSettings(
         device=device,
         dtype=dtype,
-        kernels=choose_kernels(torch.device(device), torch_dtype(dtype), head_widths=head_widths),
+        kernels=choose_kernels(torch.device(device), torch_dtype(dtype), head_widths=widths or (64,)),
         budget=budget or _BUDGET[device],
         versions=library_versions(),
     )
@@ -146,8 +148,10 @@ def _native_bfloat16(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def default_threads() -> int:
-    """Processors that this process may use."""
+def default_threads(settings: EngineSettings) -> int:
+    """Streams of a process that has the machine: one on each processor that it may use, and one on a GPU."""
+    if settings.device != "cpu":  # several would cut a call into small batches and queue there all the same
+        return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

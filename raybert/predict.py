@@ -317,7 +317,7 @@ def load(
     opened = make_task(
         HeadSpec(name=name.replace("-", "_"), task=name, model=str(model), revision=revision, options=task_options)
     )
-    settings = _settings([opened], device, dtype)
+    settings = choose_settings(device=device, dtype=dtype, tasks=[opened])
     count = _threads(threads, settings)
     if name == "rerank":
         return Reranker(opened, settings, threads=count)
@@ -345,20 +345,13 @@ def load_heads(
         DeviceError: the device or dtype is not to be had here.
     """
     tasks = {spec.name: make_task(spec) for spec in heads_from(heads)}
-    settings = _settings(list(tasks.values()), device, dtype)
+    settings = choose_settings(device=device, dtype=dtype, tasks=tasks.values())
     return Heads(tasks, settings, threads=_threads(threads, settings))
-
-
-def _settings(tasks: Sequence[Task], device: str, dtype: str) -> EngineSettings:
-    configs = [task.checkpoint.config for task in tasks]
-    widths = [config.hidden_size // config.num_attention_heads for config in configs]
-    return choose_settings(device=device, dtype=dtype, head_widths=widths)
 
 
 def _threads(asked: int | None, settings: EngineSettings) -> int:
     if asked is None:
-        # Several streams would cut a call into small batches and queue on one GPU all the same.
-        return default_threads() if settings.device == "cpu" else 1
+        return default_threads(settings)
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise SettingsError(f"threads {asked!r}: takes a whole number from 1")
     return asked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -23,6 +24,14 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     message = await receive()
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": message["body"]})
+
+
+async def sleep(ended: list[bool], scope: Any, receive: Any, send: Any) -> None:
+    """Takes its time, and tells when it was ended."""
+    try:
+        await asyncio.sleep(5)
+    finally:
+        ended.append(True)
 
 
 class Client:
@@ -104,17 +113,11 @@ def test_a_body_that_does_not_come_is_not_waited_for():
     [({}, 0.2), ({"x-request-timeout-seconds": "0.1"}, 0.1), ({"x-request-timeout-seconds": "99"}, 0.2)],
 )
 def test_a_deadline_may_be_shortened_and_not_lengthened(headers, within_s):
-    ended = []
-
-    async def slow(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await asyncio.sleep(5)
-        finally:
-            ended.append(True)
+    ended: list[bool] = []
 
     async def main() -> None:
         client, begun = Client(b"", headers=headers), asyncio.get_running_loop().time()
-        await client.ask(slow, deadline_s=0.2)
+        await client.ask(partial(sleep, ended), deadline_s=0.2)
         assert within_s <= asyncio.get_running_loop().time() - begun < within_s + 0.1
         assert client.status == 504
         assert client.told["error"]["message"] == f"no answer within {within_s:g} s"
@@ -134,18 +137,12 @@ def test_a_deadline_that_is_none_is_malformed(asked):
 
 
 def test_who_leaves_is_worked_for_no_longer():
-    ended = []
-
-    async def slow(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await asyncio.sleep(5)
-        finally:
-            ended.append(True)
+    ended: list[bool] = []
 
     async def main() -> None:
         client = Client(b"")
         asyncio.get_running_loop().call_later(0.05, client.left.set)
-        await client.ask(slow)
+        await client.ask(partial(sleep, ended))
         assert (ended, client.sent) == ([True], [])
 
     run(main)

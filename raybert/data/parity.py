@@ -241,10 +241,8 @@ def answers_here(tasks: Mapping[str, Task], engine: Mapping[str, Any]) -> Iterat
         settings.check()
     except DeviceError as error:
         notes = (f"not the run's own arithmetic: {error}",)
-        configs = [task.checkpoint.config for task in tasks.values()]
-        widths = [config.hidden_size // config.num_attention_heads for config in configs]
-        settings = choose_settings(dtype=settings.dtype, head_widths=widths)
-    with Heads(tasks, settings, threads=default_threads() if settings.device == "cpu" else 1) as heads:
+        settings = choose_settings(dtype=settings.dtype, tasks=tasks.values())
+    with Heads(tasks, settings, threads=default_threads(settings)) as heads:
         yield heads, notes
 
 

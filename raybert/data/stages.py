@@ -381,10 +381,7 @@ def load_check(heads: Sequence[HeadSpec], device: str, dtype: str, budget: int |
     from raybert.engine import Trunk, choose_settings
 
     program = _program(heads)
-    widths = [
-        t.checkpoint.config.hidden_size // t.checkpoint.config.num_attention_heads for t in program.tasks.values()
-    ]
-    settings = choose_settings(device=device, dtype=dtype, budget=budget, head_widths=widths)
+    settings = choose_settings(device=device, dtype=dtype, budget=budget, tasks=program.tasks.values())
     for names in program.trunks:
         Trunk({name: program.tasks[name] for name in names}, settings).close()
     return settings.as_dict()

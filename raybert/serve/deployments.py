@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -31,15 +30,7 @@ def open_tasks(args: ServiceArgs) -> dict[str, Task]:
 
 
 def _settings(args: ServiceArgs, tasks: Mapping[str, Task]) -> EngineSettings:
-    configs = [task.checkpoint.config for task in tasks.values()]
-    widths = [config.hidden_size // config.num_attention_heads for config in configs]
-    return choose_settings(device=args.device, dtype=args.dtype, budget=args.budget, head_widths=widths)
-
-
-def _workers(args: ServiceArgs, settings: EngineSettings) -> int:
-    if settings.device != "cpu":
-        return 1
-    return args.threads or default_threads()
+    return choose_settings(device=args.device, dtype=args.dtype, budget=args.budget, tasks=tasks.values())
 
 
 class Encoder:
@@ -54,7 +45,7 @@ class Encoder:
         limit_worker_threads()
         tasks = {name: task for name, task in open_tasks(args).items() if name in names}
         settings = _settings(args, tasks)
-        workers = _workers(args, settings)
+        workers = args.threads or default_threads(settings)
         self._trunk = Trunk(tasks, settings, threads=workers)
         self._batcher = Batcher(self._trunk, budget=settings.budget, workers=workers)
 
@@ -89,8 +80,7 @@ class RemoteEncoder:
             raise ServiceError(Fault.NOT_READY, "no replica of the model is ready", retry_after_s=5) from error
 
     async def _asked(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
-        plain = {name: None if part is None else np.asarray(part) for name, part in parts.items()}
-        answer: Answer = await self._handle.compute.remote(sequences, plain, bulk)
+        answer: Answer = await self._handle.compute.remote(sequences, dict(parts), bulk)
         return answer
 
 
@@ -106,13 +96,12 @@ class Ingress:
         limit_worker_threads()
         self._args = args
         tasks = open_tasks(args)
-        self._collocated: Collocated | None = None
         if encoders:
             self._service = Service(tasks, {name: RemoteEncoder(handle) for name, handle in encoders.items()})
         else:
             settings = _settings(args, tasks)
-            self._collocated = Collocated(tasks, settings, workers=_workers(args, settings))
-            self._service = self._collocated.service
+            workers = args.threads or default_threads(settings)
+            self._service = Collocated(tasks, settings, workers=workers).service
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray Serve calls once this is made."""

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -95,7 +95,7 @@ class Answers:
 
     by_head: Mapping[str, Told]
     characters: int
-    seconds: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float]
 
     @property
     def forwarded(self) -> int:
@@ -165,7 +165,7 @@ class Service:
             },
         )
 
-    def task(self, name: str, *, param: str = "model") -> Task:
+    def task(self, name: str) -> Task:
         """The head of that name.
 
         Raises:
@@ -173,7 +173,7 @@ class Service:
         """
         if name not in self.tasks:
             hint = nearest(name, self.tasks) or f"; there is {', '.join(self.tasks)}"
-            raise ServiceError(Fault.UNKNOWN, f"{param} {name!r}: unknown{hint}", param=param)
+            raise ServiceError(Fault.UNKNOWN, f"model {name!r}: unknown{hint}", param="model")
         return self.tasks[name]
 
     def _program(self, ask: Ask) -> Program:

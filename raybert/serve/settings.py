@@ -58,7 +58,7 @@ class ServiceArgs(BaseModel):
         device: auto, cpu or cuda.
         dtype: auto, float32, bfloat16 or float16.
         budget: tokens of one forward; None takes the device's.
-        threads: batches computed at once on a CPU; None takes all processors of the replica.
+        threads: batches computed at once on a CPU; None takes a batch a processor, and one on a GPU.
         limits: of a request and of all of them.
         api_key_file: a key a line; `RAYBERT_API_KEYS` in the environment does the same.
     """

@@ -27,6 +27,13 @@ class Arrays:
         return np.split(self.values, np.cumsum(self.counts)[:-1]) if len(self.counts) else []
 
 
+def unit(vectors_ND: np.ndarray) -> np.ndarray:
+    """Vectors scaled to length 1, float32; one of length 0 stays."""
+    lengths = np.linalg.norm(vectors_ND.astype(np.float64), axis=1, keepdims=True)
+    scaled: np.ndarray = (vectors_ND / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return scaled
+
+
 def per_item(windows: Windows, values: np.ndarray, how: str | None, *, left_out: int = 0) -> np.ndarray:
     """One row an item of one row a window.
 

@@ -13,7 +13,7 @@ from raybert.checkpoint.folder import Checkpoint
 from raybert.checkpoint.sentence import Dense, Normalize, Pooling, SentenceModules
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
-from raybert.tasks.arrays import Arrays, per_item
+from raybert.tasks.arrays import Arrays, per_item, unit
 from raybert.tasks.base import Reduced, TextTask
 from raybert.text.encoding import Windows
 from raybert.text.tokenizer import problem
@@ -161,8 +161,7 @@ class Embed(TextTask):
         vectors = per_item(windows, arrays.values, self.aggregation, left_out=self._skip)
         if self.normalize:
             # Of one window too: law 1 wants no answer to depend on what else is in the call.
-            lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-            vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+            vectors = unit(vectors)
         return vectors
 
     def join(self, pieces: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, StrictInt, StrictStr
 
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.service import Answers, Ask, Item, TokenIds
+from raybert.tasks.arrays import unit
 
 Ids = Annotated[list[StrictInt], Field(min_length=1)]
 
@@ -29,7 +30,8 @@ class EmbeddingRequest(BaseModel):
         default="float", description="base64: little-endian float32, which openai-python asks for by itself."
     )
     dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        default=None, description="Keep the first so many numbers of a vector; it is scaled to unit length again."
+        default=None,
+        description="Keep the first so many numbers of a vector, scaled again where the model scales.",
     )
     truncate: bool | None = Field(
         default=None,
@@ -106,11 +108,7 @@ def vectors(request: EmbeddingRequest, found: np.ndarray, *, normalized: bool) -
             Fault.INVALID, f"dimensions {size}: this model's vectors have {found.shape[1]}", param="dimensions"
         )
     shorter: np.ndarray = found[:, :size]
-    if not normalized:
-        return shorter
-    lengths = np.linalg.norm(shorter.astype(np.float64), axis=1, keepdims=True)
-    scaled: np.ndarray = (shorter / np.maximum(lengths, 1e-12)).astype(np.float32)
-    return scaled
+    return unit(shorter) if normalized else shorter
 
 
 def body(request: EmbeddingRequest, answers: Answers, head: str, found: np.ndarray) -> dict[str, Any]:
