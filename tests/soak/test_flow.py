@@ -83,26 +83,34 @@ def test_a_million_short_rows(tmp_path: Path) -> None:
         corpus, output = tmp_path / f"{rows}.parquet", tmp_path / f"out-{rows}"
         texts = some_texts(rows, least=8, most=12)
         pq.write_table(pa.table({"text": texts}), corpus, row_group_size=100_000)
+        begun = time.perf_counter()
         with short_folder() as folder, stopped(start(folder, corpus, output, batch_s=0.0)) as process:
             peaks = watch(process)
+            whole_s = time.perf_counter() - begun
         assert process.returncode == 0
         splits = session(output)
         seconds = max(splits["committed"]) - min(splits["committed"])
         first = splits["rows"][int(np.argmin(splits["committed"]))]
-        begun = time.perf_counter()
-        report = verify(output)
         found[rows] = {
             "rows/s": (rows - first) / seconds if seconds else float("nan"),
             "seconds": seconds,
+            "whole run s": whole_s,
+            "MB": sum(path.stat().st_size for path in output.glob("part-*")) / 1e6,
             "driver MB": peaks[process.pid].peak / 1e6,
-            "verify s": time.perf_counter() - begun,
         }
-        assert report.ok
-        assert report.ok_rows == rows
-        assert all(report.tokens.values())
+        for name, full in (("verify s", False), ("verify --full s", True)):
+            begun = time.perf_counter()
+            report = verify(output, full=full)
+            found[rows][name] = time.perf_counter() - begun
+            assert report.ok
+            assert report.ok_rows == rows
+            assert all(report.tokens.values())
         if rows == 100_000:
             check_vectors(output, texts)
+        committed = np.sort(splits["committed"])
+        halves = np.diff(committed[[0, len(committed) // 2, -1]])
         say(f"{rows:,} rows: " + ", ".join(f"{name} {value:,.1f}" for name, value in found[rows].items()))
+    say(f"the million's first and second half took {halves[0]:.1f} and {halves[1]:.1f} s")
     output, corpus = tmp_path / f"out-{SIZES[-1]}", tmp_path / f"{SIZES[-1]}.parquet"
     begun = time.perf_counter()
     with short_folder() as folder, stopped(start(folder, corpus, output, batch_s=0.0)) as process:
@@ -112,6 +120,7 @@ def test_a_million_short_rows(tmp_path: Path) -> None:
     say(f"second start of the finished run: {again_s:.1f} s")
     assert again_s < 5
     assert found[SIZES[-1]]["rows/s"] >= ROWS_PER_SECOND
+    assert halves[1] <= 1.3 * halves[0]  # a row costs the same however many came before it
     assert found[SIZES[-1]]["driver MB"] < found[SIZES[0]]["driver MB"] + 50
 
 
