@@ -53,6 +53,7 @@ class Task(Protocol):
     needs_texts: bool
     needs_offsets: bool
     checkpoint: Checkpoint
+    given: dict[str, Any]
 
     @property
     def text_key(self) -> str:
@@ -94,6 +95,11 @@ class Task(Protocol):
 
     def cut(self, taken: Taken) -> Windows:
         """The task's windows of these pieces."""
+        ...
+
+    @property
+    def module_key(self) -> str:
+        """Heads of equal keys have equal modules."""
         ...
 
     def module(self) -> nn.Module:

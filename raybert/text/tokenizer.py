@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from raybert.errors import CheckpointError, RowError, SettingsError
 from raybert.text.build import build, lower_first, stand_ins
 from raybert.text.encoding import Bools, Int32s, Windows
-from raybert.text.files import Definition, Options, read_definition
+from raybert.text.files import Definition, Keep, Options, read_definition
 from raybert.text.framing import Frame
 from raybert.text.pieces import pieces, safe_cut
 from raybert.text.taken import Taken, joined
@@ -88,7 +89,7 @@ class Tokenizer:
         self._room(self._alone)
 
     @classmethod
-    def from_files(cls, folder: Path, *, max_length: int, lower_case: bool = False) -> Self:
+    def from_files(cls, folder: Path, *, max_length: int, lower_case: bool = False, keep: Keep | None = None) -> Self:
         """Read a checkpoint folder's tokenizer: tokenizer.json, else vocab.txt, with tokenizer_config.json.
 
         Args:
@@ -96,12 +97,15 @@ class Tokenizer:
             max_length: tokens that a window holds, special tokens included.
             lower_case: lower-case texts before anything else, whatever the tokenizer does (sentence-transformers'
                 do_lower_case).
+            keep: which end of too long a text survives; None: as the files say.
 
         Raises:
             CheckpointError: a file is missing or malformed, or the vocabulary lacks [UNK], [CLS] or [SEP].
             SettingsError: `max_length` holds no token beside the special ones.
         """
-        return cls(read_definition(folder), max_length=max_length, lower_case=lower_case)
+        definition = read_definition(folder)
+        kept = definition if keep is None else replace(definition, keep=keep)
+        return cls(kept, max_length=max_length, lower_case=lower_case)
 
     def check_vocab_size(self, vocab_size: int) -> None:
         """Refuse a model that has no embedding for some of this tokenizer's ids.
