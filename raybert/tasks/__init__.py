@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the batch driver asks tasks for columns and fingerprints wi
     from raybert.text.taken import Taken
     from raybert.text.tokenizer import Tokenizer
 
-__all__ = ["TASKS", "Task", "make_task"]
+__all__ = ["TASKS", "Task", "make_task", "vary"]
 
 
 class Task(Protocol):
@@ -144,3 +144,15 @@ def make_task(spec: HeadSpec) -> Task:
         SettingsError: an option is unknown or out of range.
     """
     return TASKS[spec.task].open(open_checkpoint(spec.model, revision=spec.revision), spec.options)
+
+
+def vary(task: Task, options: Mapping[str, Any]) -> Task:
+    """The same head with some options changed; it shares checkpoint and tokenizer.
+
+    Raises:
+        SettingsError: an option is unknown or out of range, or does not go with the head's own.
+    """
+    varied = TASKS[task.name].open(task.checkpoint, {**task.given, **options})
+    assert isinstance(task, TextTask)
+    varied.borrow_tokenizer(task)
+    return varied

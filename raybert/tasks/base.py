@@ -218,6 +218,10 @@ class TextTask(ABC):
             keep=_KEPT[self.truncation_side],
         )
         tokenizer.check_vocab_size(self.checkpoint.config.vocab_size)
+        return self._fitting(tokenizer)
+
+    def _fitting(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer, if its windows have room for this task's items."""
         if self.takes in ("pair", "choices"):
             _ = tokenizer.pair_room
         elif self.windows == "slide":
@@ -225,14 +229,13 @@ class TextTask(ABC):
         return tokenizer
 
     def borrow_tokenizer(self, other: TextTask) -> None:
-        """Take another task's tokenizer, if this one would make itself an equal one."""
-        if (self.prompt, self._tokenizer_key) == (other.prompt, other._tokenizer_key):
-            self._tokenizer = other._tokenizer
+        """Read no files again for a task of the same checkpoint that is cut in another way.
 
-    @property
-    def _tokenizer_key(self) -> tuple[Any, ...]:
-        cuts = (self.windows, self.stride, self.truncation_side)
-        return (self.checkpoint.path, self.max_length, self.lower_case, *cuts)
+        Raises:
+            SettingsError: its options leave no room in a window.
+        """
+        assert (self.checkpoint.path, self.lower_case) == (other.checkpoint.path, other.lower_case)
+        self._tokenizer = self._fitting(other._tokenizer.cut_at(self.max_length, _KEPT[self.truncation_side]))
 
     def items(self, texts: Sequence[str], seconds: Sequence[Any] | None) -> Sequence[Any]:
         """This task's items of texts, and of what stands beside them if anything does."""

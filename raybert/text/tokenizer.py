@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from copy import copy
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -83,7 +83,7 @@ class Tokenizer:
         extra = (self.vocabulary.get(token.content) for token in definition.extra)
         self.special_ids = frozenset(index for index in (*ids.values(), *extra) if index is not None)
         self._real_ids = self._without_stand_ins(definition.options)
-        self._keep = definition.keep
+        self._keep = self._kept = definition.keep
         self._safe = safe_cut(self.backend, definition.options)
         self._alone = Frame.of(self.backend, "a")
         self._room(self._alone)
@@ -103,9 +103,14 @@ class Tokenizer:
             CheckpointError: a file is missing or malformed, or the vocabulary lacks [UNK], [CLS] or [SEP].
             SettingsError: `max_length` holds no token beside the special ones.
         """
-        definition = read_definition(folder)
-        kept = definition if keep is None else replace(definition, keep=keep)
-        return cls(kept, max_length=max_length, lower_case=lower_case)
+        return cls(read_definition(folder), max_length=max_length, lower_case=lower_case).cut_at(max_length, keep)
+
+    def cut_at(self, max_length: int, keep: Keep | None) -> Self:
+        """The same tokenizer, cut at another length; of ``keep`` and errors `from_files` says more."""
+        other = copy(self)
+        other.max_length, other._keep = max_length, keep or self._kept
+        other._room(other._alone)
+        return other
 
     def check_vocab_size(self, vocab_size: int) -> None:
         """Refuse a model that has no embedding for some of this tokenizer's ids.
