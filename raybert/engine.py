@@ -20,7 +20,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from types import MappingProxyType
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from raybert.model.loading import load_trunk
 from raybert.model.packed import TokenBatch, make_encoder
 from raybert.tasks import Task
 from raybert.tasks.arrays import Arrays
+from raybert.tasks.collected import Collected
 from raybert.text.batching import plan_batches
 from raybert.text.encoding import Int32s, Sequences, ranges
 from raybert.version import VERSION
@@ -162,6 +165,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # CPUs have no type of their own
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """A task and its weights, on the device of the trunk that it reads."""
+
+    task: Task
+    module: nn.Module
+
+
 class Trunk:
     """One encoder and the heads that read it: windows in, a few numbers a head out."""
 
@@ -173,18 +184,21 @@ class Trunk:
             settings: obeyed to the letter; call `EngineSettings.check` first on a foreign machine.
             threads: streams on a CPU; has no influence on the answers.
         """
-        self.heads, self.settings, self.threads = dict(heads), settings, threads
+        self.settings, self.threads = settings, threads
         self.device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
         model, _ = load_trunk(next(iter(heads.values())).checkpoint)
-        # Where no head reads another token, the last layer computes each window's first one alone.
-        self._first_only = all(task.reads == "first" for task in heads.values())
-        self._encoder = make_encoder(
-            model, dtype=dtype, device=self.device, kernels=settings.kernels, first_only=self._first_only
-        )
-        self._modules: dict[str, nn.Module] = {
-            name: task.module().to(self.device).eval() for name, task in heads.items()
-        }
+        self._encoder = make_encoder(model, dtype=dtype, device=self.device, kernels=settings.kernels)
+        self._modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
+        self._heads = {name: self.ready(task) for name, task in heads.items()}
         self._streams = _start_streams(threads)
+
+    def ready(self, task: Task) -> Head:
+        """A head of this trunk with its weights loaded; heads that differ in nothing of them share one module."""
+        key = task.module_key
+        module = self._modules.get(key)
+        if module is None:
+            module = self._modules[key] = task.module().to(self.device).eval()
+        return Head(task, module)
 
     def run(
         self,
@@ -193,6 +207,7 @@ class Trunk:
         *,
         spread: bool = False,
         turn: AbstractContextManager[Any] | None = None,
+        others: Mapping[str, Head] = MappingProxyType({}),
     ) -> dict[str, Arrays]:
         """Compute heads; each window goes through the encoder once, however many of them read it.
 
@@ -203,11 +218,13 @@ class Trunk:
                 job must not let happen.
             turn: held until the last batch is handed to the streams. With one lock for all of them, calls from several
                 threads are computed one after the other, and no stream idles while one call ends and the next begins.
+            others: heads that the trunk was not made with, by the names that they have in ``parts``; of `ready`.
 
         Returns:
             For each head what it makes of its windows, in its order of them.
         """
-        collected = {name: _Collected(self.heads[name], sequences.n_windows, part) for name, part in parts.items()}
+        heads = {name: others.get(name) or self._heads[name] for name in parts}
+        collected = {name: Collected(heads[name].task, sequences.n_windows, part) for name, part in parts.items()}
         if sequences.n_windows == 0:
             return {name: each.arrays() for name, each in collected.items()}
         budget = self.settings.budget
@@ -217,7 +234,8 @@ class Trunk:
         starts = sequences.starts
 
         def compute(index: np.ndarray) -> list[_Found]:
-            return self._within_memory(sequences, starts, index, collected)
+            wanted = [(name, heads[name], each) for name, each in collected.items()]
+            return self._within_memory(sequences, starts, index, wanted)
 
         # A lone batch of an interactive call has nothing beside it: all of torch's own threads serve it.
         alone = spread and len(plan) == 1
@@ -229,7 +247,7 @@ class Trunk:
         return {name: each.arrays() for name, each in collected.items()}
 
     def _within_memory(
-        self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Mapping[str, _Collected]
+        self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Sequence[_Wanted]
     ) -> list[_Found]:
         """One forward, or as many as fit where the device has no memory for it.
 
@@ -247,20 +265,22 @@ class Trunk:
         return [found for half in halves for found in self._within_memory(sequences, starts, half, wanted)]
 
     def _compute(
-        self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Mapping[str, _Collected]
+        self, sequences: Sequences, starts: np.ndarray, index: np.ndarray, wanted: Sequence[_Wanted]
     ) -> list[_Found]:
         """One forward, and what each head makes of those of its windows that are in it."""
         batch, lengths = gather(sequences, starts, index, self.device), sequences.lengths[index]
         found: list[_Found] = []
         with torch.inference_mode():
-            hidden_TD = self._encoder(batch)
-            if self._first_only:
+            # Where no head reads another token, the last layer computes each window's first one alone.
+            first_only = all(head.task.reads == "first" for _, head, _ in wanted)
+            hidden_TD = self._encoder(batch, first_only=first_only)
+            if first_only:
                 batch, lengths = batch.firsts(), np.ones_like(lengths)
-            for name, each in wanted.items():
+            for name, head, each in wanted:
                 own = each.own(index)
                 if len(own):
                     states, read = _of_some(hidden_TD, batch, lengths, own)
-                    values, counts = self.heads[name].reduce(states, self._modules[name], read)
+                    values, counts = head.task.reduce(states, head.module, read)
                     found.append((name, index[own], values, counts))
         return found
 
@@ -348,49 +368,4 @@ def _of_some(hidden_TD: Tensor, batch: TokenBatch, lengths: np.ndarray, own: np.
 
 _Found = tuple[str, np.ndarray, Tensor, Tensor | None]
 """Head, its windows in a batch, their numbers, and how many rows each has."""
-
-
-class _Collected:
-    """One head's numbers as the batches bring them, put into its order of its windows at the end.
-
-    Args:
-        task: the head.
-        n_windows: of all heads.
-        part: its windows among them; None: all.
-    """
-
-    def __init__(self, task: Task, n_windows: int, part: Int32s | None) -> None:
-        self._task = task
-        self._size = n_windows if part is None else len(part)
-        self._place: np.ndarray | None = None
-        if part is not None:
-            self._place = np.full(n_windows, -1, np.int64)
-            self._place[part] = np.arange(len(part))
-        self._found: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
-
-    def own(self, index: np.ndarray) -> np.ndarray:
-        """Which of the windows ``index`` are this head's, as places in ``index``."""
-        return np.arange(len(index)) if self._place is None else np.flatnonzero(self._place[index] >= 0)
-
-    def add(self, index: np.ndarray, values: np.ndarray, counts: np.ndarray | None) -> None:
-        """Take the numbers of its windows ``index``, with the rows that each has (None: one)."""
-        self._found.append((index if self._place is None else self._place[index], values, counts))
-
-    def arrays(self) -> Arrays:
-        """All of them in order."""
-        if not self._found:
-            counts = None if self._task.one_row else np.zeros(self._size, np.int32)
-            return Arrays(values=np.empty((0, self._task.width), np.float32), counts=counts)
-        counts = None
-        if not self._task.one_row:
-            counts = np.zeros(self._size, np.int32)
-            for places, _, own in self._found:
-                assert own is not None
-                counts[places] = own
-        rows = np.ones(self._size, np.int64) if counts is None else counts.astype(np.int64)
-        begins = np.cumsum(rows) - rows
-        values = np.empty((int(rows.sum()), self._found[0][1].shape[1]), np.float32)
-        while self._found:  # each batch is let go as soon as it is copied
-            places, found, _ = self._found.pop()
-            values[ranges(begins[places], rows[places])] = found
-        return Arrays(values=values, counts=counts)
+_Wanted = tuple[str, Head, Collected]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+import raybert
 from raybert.config import HeadSpec, heads_from
 from raybert.engine import choose_settings
 from raybert.serve.collocated import Collocated
@@ -17,6 +19,7 @@ from raybert.serve.limits import Limits
 from raybert.serve.routes import make_app
 from raybert.serve.security import ApiKeys
 from raybert.tasks import make_task
+from tests.tiny import write_tiny_checkpoint
 
 
 @contextmanager
@@ -48,3 +51,31 @@ def served(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextmanager
+def every_head(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A server with a head of every kind, and what each head answers in this process, by name."""
+    labels = {"config": {"id2label": {str(at): f"label {at}" for at in range(3)}}}
+    parts = ("classifier", "qa", "masked-lm", "next-sentence")
+    many = str(write_tiny_checkpoint(folder / "many", heads=parts, **labels))
+    cross = str(write_tiny_checkpoint(folder / "cross", heads=("classifier",), config={"num_labels": 1}, seed=1))
+    sentence = {"prompts": {"query": "query: "}, "normalize": True}
+    vec = str(write_tiny_checkpoint(folder / "vec", sentence=sentence, seed=2))
+    heads: dict[str, tuple[Any, ...]] = {
+        "vec": (vec, "embed"),
+        "topic": (many, "classify"),
+        "people": (many, "ner"),
+        "answers": (many, "qa"),
+        "words": (many, "fill-mask"),
+        "sparse": (many, "embed", {"output": "sparse"}),
+        "next": (many, "next-sentence"),
+        "choice": (cross, "multiple-choice"),
+        "rank": (cross, "rerank"),
+    }
+    with ExitStack() as stack:
+        local = {}
+        for name, (model, task, *options) in heads.items():
+            one = raybert.load(model, task, dtype="float32", device="cpu", threads=1, **dict(*options))
+            local[name] = stack.enter_context(one)
+        yield stack.enter_context(served(heads)), local

@@ -191,9 +191,9 @@ class RecordingEncoder:
         self.encoder, self.device, self.dtype = encoder, encoder.device, encoder.dtype
         self.batches: list[tuple[int, ...]] = []
 
-    def __call__(self, batch: TokenBatch) -> torch.Tensor:
+    def __call__(self, batch: TokenBatch, *, first_only: bool = False) -> torch.Tensor:
         self.batches.append(tuple(batch.ids_T.tolist()))
-        return self.encoder(batch)
+        return self.encoder(batch, first_only=first_only)
 
 
 def batches_of(trunk: Trunk, windows: Windows, *, spread: bool) -> list[tuple[int, ...]]:

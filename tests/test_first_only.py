@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from raybert.config import heads_from
 from raybert.engine import Trunk, choose_settings
 from raybert.model.attention import grouped, grouped_first, layout_of, varlen_first
 from raybert.model.kernels import Kernels
-from raybert.model.packed import ModuleEncoder, TokenBatch, pack
+from raybert.model.packed import Encoder, ModuleEncoder, TokenBatch, pack
 from raybert.tasks.program import open_program
 from tests.oracle import assert_close, one_thread, pair  # noqa: F401  one_thread is a fixture
 from tests.test_attention import LENGTHS, random_qkv
@@ -38,15 +39,15 @@ def test_equal_to_transformers(seed: int, kernels: Kernels) -> None:
     lengths = random_lengths(ours.config, seed)
     ids, types = random_flat(ours.config, lengths, seed)
     expected = run_padded(theirs, ids, types, lengths)[firsts(lengths)]
-    encoder = pack(ours, dtype=torch.float32, device=CPU, kernels=kernels, first_only=True)
-    assert_close(run_packed(encoder, ids, types, lengths), expected, "first tokens")
+    encoder = pack(ours, dtype=torch.float32, device=CPU, kernels=kernels)
+    assert_close(run_packed(partial(encoder, first_only=True), ids, types, lengths), expected, "first tokens")
 
 
 def test_the_module_form_gives_them_too() -> None:
     ours, theirs = pair(packed_settings(3), 3, pooler=False)
     lengths = random_lengths(ours.config, 3)
     ids, types = random_flat(ours.config, lengths, 3)
-    encoder = ModuleEncoder(ours, dtype=torch.float32, device=CPU, first_only=True)
+    encoder = partial(ModuleEncoder(ours, dtype=torch.float32, device=CPU), first_only=True)
     expected = run_padded(theirs, ids, types, lengths)[firsts(lengths)]
     assert_close(run_packed(encoder, ids, types, lengths), expected, "module form")
 
@@ -87,12 +88,24 @@ def test_it_is_less_work() -> None:
     lengths = np.full(20, 40)
     ids = np.arange(lengths.sum(), dtype=np.int32) % ours.config.vocab_size
     flops = []
+    encoder = pack(ours, dtype=torch.float32, device=CPU, kernels=TORCH)
     for first_only in (False, True):
-        encoder = pack(ours, dtype=torch.float32, device=CPU, kernels=TORCH, first_only=first_only)
         with FlopCounterMode(display=False) as counter:
-            encoder(TokenBatch.of(ids, lengths, None, CPU))
+            encoder(TokenBatch.of(ids, lengths, None, CPU), first_only=first_only)
         flops.append(counter.get_total_flops())
     assert 0.83 < flops[1] / flops[0] < 0.87
+
+
+class Seen:
+    """An encoder that says how it was called."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder, self.device, self.dtype = encoder, encoder.device, encoder.dtype
+        self.first_only: list[bool] = []
+
+    def __call__(self, batch: TokenBatch, *, first_only: bool = False) -> Tensor:
+        self.first_only.append(first_only)
+        return self.encoder(batch, first_only=first_only)
 
 
 def test_a_trunk_does_so_where_no_head_reads_another_token(tmp_path: Path) -> None:
@@ -103,7 +116,11 @@ def test_a_trunk_does_so_where_no_head_reads_another_token(tmp_path: Path) -> No
     for heads, expected in ((only, True), (only | {"n": (folder, "ner")}, False)):
         program = open_program(heads_from(heads))
         trunk = Trunk(program.tasks, settings)
-        assert trunk._first_only == expected
+        seen = trunk._encoder = Seen(trunk._encoder)
+        windows = program.tasks["c"].encode(texts)
+        trunk.run(windows, dict.fromkeys(heads))
+        trunk.run(windows, {"c": None})
+        assert seen.first_only == [expected, True]
         trunk.close()
     alone = raybert.load_heads(only, dtype="float32", device="cpu")(texts)
     beside = raybert.load_heads(only | {"n": (folder, "ner")}, dtype="float32", device="cpu")(texts)

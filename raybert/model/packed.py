@@ -71,8 +71,8 @@ class Encoder(Protocol):
     device: torch.device
     dtype: torch.dtype
 
-    def __call__(self, batch: TokenBatch) -> Tensor:
-        """Hidden states of the last layer: [T, D], or [N, D] of an encoder of first tokens."""
+    def __call__(self, batch: TokenBatch, *, first_only: bool = False) -> Tensor:
+        """Hidden states of the last layer: [T, D]; of first tokens alone, which is less work, [N, D]."""
         ...
 
 
@@ -107,11 +107,11 @@ class _PackedLayer:
         return self.norm_output(self.narrow.added(wide_TF, x_TD))
 
 
-class _FirstLayer(_PackedLayer):
-    """A last layer of which only each sequence's first token is wanted: [T, D] -> [N, D].
+class _LastLayer(_PackedLayer):
+    """The last layer, of which only each sequence's first token may be wanted: [T, D] -> [N, D].
 
-    Keys and values come from all tokens, everything else from the first ones: of a layer's 12 D^2 products a token
-    2 D^2 remain.
+    Keys and values then come from all tokens, everything else from the first ones: of a layer's 12 D^2 products a
+    token 2 D^2 remain.
     """
 
     def __init__(
@@ -125,7 +125,8 @@ class _FirstLayer(_PackedLayer):
             config.num_attention_heads
         )
 
-    def __call__(self, x_TD: Tensor, layout: Layout) -> Tensor:
+    def firsts(self, x_TD: Tensor, layout: Layout) -> Tensor:
+        """The first tokens alone."""
         first_ND = x_TD[layout.firsts]
         context_ND = self.attend_first(self.query(first_ND), self.key_value(x_TD), layout)
         return self._behind(context_ND, first_ND)
@@ -146,9 +147,7 @@ class _Norm:
 class PackedEncoder:
     """BERT's embeddings and layers over packed tokens. Made by `pack`, never trained."""
 
-    def __init__(
-        self, module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels, first_only: bool
-    ) -> None:
+    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> None:
         embeddings = module.embeddings
         self.device, self.dtype, self.kernels = device, dtype, kernels
         # A copy: loaded parameters are maps of the checkpoint's file, which may be written anew.
@@ -161,10 +160,9 @@ class PackedEncoder:
         *layers, last = module.encoder.layer
         parts = (module.config, kernels, dtype, device)
         self._layers = [_PackedLayer(layer, *parts) for layer in layers]
-        self._layers.append(_FirstLayer(last, *parts) if first_only else _PackedLayer(last, *parts))
-        self._first_only = first_only
+        self._last = _LastLayer(last, *parts)
 
-    def __call__(self, batch: TokenBatch) -> Tensor:
+    def __call__(self, batch: TokenBatch, *, first_only: bool = False) -> Tensor:
         """Hidden states of the last layer: [T, D], or [N, D] of each sequence's first token."""
         with torch.inference_mode():
             x_TD = F.embedding(batch.ids_T, self._words).add_(self._place(batch))
@@ -174,7 +172,9 @@ class PackedEncoder:
                 x_TD = F.pad(x_TD, (0, 0, 0, _idle_rows(tokens)))
             for layer in self._layers:
                 x_TD = layer(x_TD, batch.layout)
-            return x_TD if self._first_only else x_TD[:tokens]
+            if first_only:
+                return self._last.firsts(x_TD, batch.layout)
+            return self._last(x_TD, batch.layout)[:tokens]
 
     def _place(self, batch: TokenBatch) -> Tensor:
         positions_T = batch.layout.positions_T
@@ -199,13 +199,13 @@ def _idle_rows(tokens: int) -> int:
 class ModuleEncoder:
     """The module form behind the same call, for models that `pack` refuses; groups need no padding."""
 
-    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device, first_only: bool) -> None:
+    def __init__(self, module: BertModel, *, dtype: torch.dtype, device: torch.device) -> None:
         self.device, self.dtype = device, dtype
         self._module = module.to(device, dtype).eval()
-        self._kept = 1 if first_only else None
 
-    def __call__(self, batch: TokenBatch) -> Tensor:
+    def __call__(self, batch: TokenBatch, *, first_only: bool = False) -> Tensor:
         """Hidden states of the last layer: [T, D], or [N, D] of each sequence's first token."""
+        kept = 1 if first_only else None
         pieces = []
         with torch.inference_mode():
             for group in batch.layout.groups:
@@ -215,7 +215,7 @@ class ModuleEncoder:
                     input_ids=batch.ids_T[group.tokens].view(shape),
                     token_type_ids=None if types_T is None else types_T[group.tokens].view(shape),
                 )
-                pieces.append(output.last_hidden_state[:, : self._kept].flatten(0, 1))
+                pieces.append(output.last_hidden_state[:, :kept].flatten(0, 1))
             return torch.cat(pieces)
 
 
@@ -230,9 +230,7 @@ def why_not_packed(config: BertConfig) -> str | None:
     return None
 
 
-def pack(
-    module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels, first_only: bool = False
-) -> PackedEncoder:
+def pack(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> PackedEncoder:
     """Freeze a module into its packed form.
 
     Args:
@@ -240,7 +238,6 @@ def pack(
         dtype: of the arithmetic; weights are rounded to it.
         device: where it runs.
         kernels: from `choose_kernels`, or imposed by a run.
-        first_only: whether only the hidden states of first tokens are wanted; they are the same, for less work.
 
     Raises:
         UsageError: the packed form can't compute this model (decoder, relative positions).
@@ -248,13 +245,11 @@ def pack(
     reason = why_not_packed(module.config)
     if reason is not None:
         raise UsageError(f"pack: {reason} has no packed form; run the module form")
-    return PackedEncoder(module, dtype=dtype, device=device, kernels=kernels, first_only=first_only)
+    return PackedEncoder(module, dtype=dtype, device=device, kernels=kernels)
 
 
-def make_encoder(
-    module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels, first_only: bool = False
-) -> Encoder:
+def make_encoder(module: BertModel, *, dtype: torch.dtype, device: torch.device, kernels: Kernels) -> Encoder:
     """`pack` where it is possible, else the module form."""
     if why_not_packed(module.config) is None:
-        return pack(module, dtype=dtype, device=device, kernels=kernels, first_only=first_only)
-    return ModuleEncoder(module, dtype=dtype, device=device, first_only=first_only)
+        return pack(module, dtype=dtype, device=device, kernels=kernels)
+    return ModuleEncoder(module, dtype=dtype, device=device)

@@ -38,11 +38,13 @@ class Answer:
 
     Attributes:
         arrays: by head, as `Trunk.run` gives them for these windows alone.
+        device: that computed them.
         queue_s: seconds until its first window was handed to the encoder.
         compute_s: seconds from then until its last one came back.
     """
 
     arrays: dict[str, Arrays]
+    device: str
     queue_s: float
     compute_s: float
 
@@ -111,10 +113,11 @@ class Batcher:
         trunk: computes; from several threads at once if there are several workers.
         budget: tokens that one batch may hold.
         workers: batches under way at once.
+        device: that it computes on.
     """
 
-    def __init__(self, trunk: Runs, *, budget: int, workers: int) -> None:
-        self._trunk = trunk
+    def __init__(self, trunk: Runs, *, budget: int, workers: int, device: str = "cpu") -> None:
+        self._trunk, self._device = trunk, device
         self._queue = FairQueue(budget=budget)
         self._calls: dict[int, _Call] = {}
         self._tickets = count()
@@ -163,7 +166,12 @@ class Batcher:
             self._queue.remove(ticket)
             del self._calls[ticket]
         arrays = {name: reader.arrays() for name, reader in call.readers.items()}
-        return Answer(arrays=arrays, queue_s=call.begun - call.came, compute_s=loop.time() - call.begun)
+        return Answer(
+            arrays=arrays,
+            device=self._device,
+            queue_s=call.begun - call.came,
+            compute_s=loop.time() - call.begun,
+        )
 
     async def close(self) -> None:
         """Wait for the batches under way and end the threads; requests that wait must have been cancelled before."""

@@ -6,9 +6,33 @@ from collections.abc import Mapping
 
 from raybert.engine import EngineSettings, Trunk
 from raybert.serve.batcher import Batcher
+from raybert.serve.readings import Readings, ReadingTrunk
 from raybert.serve.service import Service
 from raybert.tasks import Task
 from raybert.tasks.program import group_heads
+
+
+class TrunkEncoder:
+    """One BERT, its heads and their readings, fed by a batcher.
+
+    Args:
+        tasks: its heads.
+        settings: what decides the bits.
+        readings: of the service.
+        workers: batches computed at once on a CPU, with one thread of arithmetic each.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], settings: EngineSettings, readings: Readings, *, workers: int
+    ) -> None:
+        self._trunk = Trunk(tasks, settings, threads=workers)
+        runs = ReadingTrunk(self._trunk, frozenset(tasks), readings)
+        self.batcher = Batcher(runs, budget=settings.budget, workers=workers, device=settings.device)
+
+    async def close(self) -> None:
+        """Wait for what is under way, and end all threads."""
+        await self.batcher.close()
+        self._trunk.close()
 
 
 class Collocated:
@@ -21,18 +45,16 @@ class Collocated:
     """
 
     def __init__(self, tasks: Mapping[str, Task], settings: EngineSettings, *, workers: int) -> None:
-        self._trunks: dict[str, Trunk] = {}
+        readings = Readings(tasks)
+        self._encoders: dict[str, TrunkEncoder] = {}
         for names in group_heads(tasks).trunks:
-            self._trunks[names[0]] = Trunk({name: tasks[name] for name in names}, settings, threads=workers)
-        self._batchers = {
-            name: Batcher(trunk, budget=settings.budget, workers=workers) for name, trunk in self._trunks.items()
-        }
-        self.service = Service(tasks, self._batchers)
+            own = {name: tasks[name] for name in names}
+            self._encoders[names[0]] = TrunkEncoder(own, settings, readings, workers=workers)
+        computes = {name: encoder.batcher for name, encoder in self._encoders.items()}
+        self.service = Service(tasks, computes, readings)
 
     async def close(self) -> None:
         """Wait for what is under way, and end all threads."""
-        for batcher in self._batchers.values():
-            await batcher.close()
+        for encoder in self._encoders.values():
+            await encoder.close()
         self.service.close()
-        for trunk in self._trunks.values():
-            trunk.close()

@@ -12,10 +12,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from raybert.cluster import limit_worker_threads
-from raybert.engine import EngineSettings, Trunk, choose_settings, default_threads
-from raybert.serve.batcher import Answer, Batcher, Parts
-from raybert.serve.collocated import Collocated
+from raybert.engine import EngineSettings, choose_settings, default_threads
+from raybert.serve.batcher import Answer, Parts
+from raybert.serve.collocated import Collocated, TrunkEncoder
 from raybert.serve.faults import Fault, ServiceError
+from raybert.serve.readings import Readings
 from raybert.serve.routes import make_app
 from raybert.serve.security import ApiKeys
 from raybert.serve.service import Service
@@ -46,17 +47,15 @@ class Encoder:
         tasks = {name: task for name, task in open_tasks(args).items() if name in names}
         settings = _settings(args, tasks)
         workers = args.threads or default_threads(settings)
-        self._trunk = Trunk(tasks, settings, threads=workers)
-        self._batcher = Batcher(self._trunk, budget=settings.budget, workers=workers)
+        self._encoder = TrunkEncoder(tasks, settings, Readings(tasks), workers=workers)
 
     async def compute(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
         """As `Batcher.compute`."""
-        return await self._batcher.compute(sequences, parts, bulk=bulk)
+        return await self._encoder.batcher.compute(sequences, parts, bulk=bulk)
 
     async def __del__(self) -> None:
         """End the threads, when what is under way is through."""
-        await self._batcher.close()
-        self._trunk.close()
+        await self._encoder.close()
 
 
 class RemoteEncoder:
@@ -97,7 +96,8 @@ class Ingress:
         self._args = args
         tasks = open_tasks(args)
         if encoders:
-            self._service = Service(tasks, {name: RemoteEncoder(handle) for name, handle in encoders.items()})
+            computes = {name: RemoteEncoder(handle) for name, handle in encoders.items()}
+            self._service = Service(tasks, computes, Readings(tasks))
         else:
             settings = _settings(args, tasks)
             workers = args.threads or default_threads(settings)

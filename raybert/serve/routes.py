@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Any
-
-import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from raybert.serve.desk import Desk
 from raybert.serve.door import Door, response_of
+from raybert.serve.families import (
+    cohere_routes,
+    default_routes,
+    hugging_face_routes,
+    label_routes,
+    openai_routes,
+    tei_routes,
+)
 from raybert.serve.faults import Fault, ServiceError
-from raybert.serve.limits import Gate, Limits
-from raybert.serve.protocol import openai
+from raybert.serve.limits import Limits
 from raybert.serve.security import ApiKeys
-from raybert.serve.service import Answers, Ask, Service
-from raybert.tasks.embed import Embed
+from raybert.serve.service import Service
 from raybert.version import VERSION
 
 
@@ -30,86 +32,9 @@ def make_app(service: Service, *, limits: Limits, keys: ApiKeys) -> FastAPI:
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    _openai_routes(app, desk)
+    for routes in (openai_routes, tei_routes, cohere_routes, hugging_face_routes, label_routes, default_routes):
+        app.include_router(routes(desk))
     return app
-
-
-class Desk:
-    """Takes requests of all families to the heads.
-
-    Args:
-        service: the heads.
-        limits: of a request.
-    """
-
-    def __init__(self, service: Service, limits: Limits) -> None:
-        self.service, self.limits = service, limits
-        self.started = int(time.time())
-        self._gate = Gate(limits)
-
-    def head(self, model: str | None, kind: type) -> str:
-        """The head that a request means: the one it names, or the only one of its kind.
-
-        Raises:
-            ServiceError: there is none, or several.
-        """
-        if model is not None:
-            task = self.service.task(model)
-            if not isinstance(task, kind):
-                raise ServiceError(Fault.MODEL, f"model {model!r}: it does {task.name}, not this", param="model")
-            return model
-        found = [name for name, task in self.service.tasks.items() if isinstance(task, kind)]
-        if len(found) != 1:
-            names = ", ".join(found) or "none of that kind"
-            raise ServiceError(Fault.UNKNOWN, f"model: not given; there is {names}", param="model")
-        return found[0]
-
-    async def answer(self, ask: Ask) -> Answers:
-        """Answer, if there is room.
-
-        Raises:
-            ServiceError: as `Service.answer`; too many items; no room.
-        """
-        if len(ask.items) > (most := self.limits.max_items):
-            what = f"{ask.param}: {len(ask.items)} items exceed {most}; send fewer at once"
-            raise ServiceError(Fault.TOO_LARGE, what, param=ask.param)
-        answers = await self.service.answer(ask, self._gate)
-        self._gate.note(answers.forwarded, answers.seconds["queue"] + answers.seconds["inference"])
-        return answers
-
-
-def _json(content: Any, headers: Mapping[str, str] | None = None) -> Response:
-    raw = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(raw, media_type="application/json", headers=dict(headers or {}))
-
-
-def headers_of(answers: Answers) -> dict[str, str]:
-    """What an answer says of itself: text-embeddings-inference's headers, in milliseconds, and what was cut."""
-    times = {f"x-{name}-time": str(round(1000 * seconds)) for name, seconds in answers.seconds.items()}
-    return times | {
-        "x-compute-characters": str(answers.characters),
-        "x-compute-tokens": str(answers.forwarded),
-        "x-compute-time": times["x-total-time"],
-        "x-truncated-inputs": str(answers.truncated),
-    }
-
-
-def _openai_routes(app: FastAPI, desk: Desk) -> None:
-    @app.post("/v1/embeddings", responses={200: {"model": openai.EmbeddingResponse}}, tags=["OpenAI"])
-    @app.post("/embeddings", include_in_schema=False)
-    async def embeddings(request: openai.EmbeddingRequest) -> Response:
-        """Vectors of texts."""
-        head = desk.head(request.model, Embed)
-        task = desk.service.tasks[head]
-        answers = await desk.answer(openai.asked(request, head, cut=desk.limits.auto_truncate))
-        assert isinstance(task, Embed)
-        found = openai.vectors(request, answers.by_head[head].answers, normalized=task.normalize)
-        return _json(openai.body(request, answers, head, found), headers_of(answers))
-
-    @app.get("/v1/models", tags=["OpenAI"])
-    async def models() -> openai.ModelList:
-        """What is served."""
-        return openai.ModelList(data=[openai.ModelCard(id=name, created=desk.started) for name in desk.service.tasks])
 
 
 async def _refused(request: Request, error: Exception) -> Response:

@@ -19,11 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from raybert.config import nearest
-from raybert.errors import RowError
+from raybert.errors import RowError, SettingsError
 from raybert.observability import LOGGER
 from raybert.serve.batcher import Answer, Parts
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.limits import Gate
+from raybert.serve.readings import Readings, parse_key
 from raybert.tasks import Task
 from raybert.tasks.program import Program, group_heads
 from raybert.text.encoding import Bools, Int32s, Sequences, Windows
@@ -38,7 +39,7 @@ class TokenIds:
 
 
 Item = str | TokenIds | tuple[str, Any]
-"""A text, its ids, a pair of texts, or a prompt and its choices; all items of a request are of one kind."""
+"""A text or its ids; or a pair of texts, or a prompt and its choices, and then all items of a request are."""
 
 
 class Compute(Protocol):
@@ -54,7 +55,7 @@ class Ask:
     """What one request wants.
 
     Attributes:
-        heads: names; each answers for every item.
+        heads: names, or keys of readings; each answers for every item.
         items: one or more, all texts or all pairs.
         cut: whether a text that is too long for the model is cut (and the answer says so) or refused.
         param: the client's name for the items, for errors.
@@ -90,11 +91,13 @@ class Answers:
     Attributes:
         by_head: in the order asked.
         characters: of all items.
+        device: that computed them.
         seconds: by stage: tokenization, queue, inference, total.
     """
 
     by_head: Mapping[str, Told]
     characters: int
+    device: str
     seconds: Mapping[str, float]
 
     @property
@@ -114,11 +117,14 @@ class Service:
     Args:
         tasks: the heads; those of one trunk are computed together.
         computes: by the name of a trunk's first head, what computes it.
+        readings: of these heads.
         threads: for tokenization and for decoding.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], computes: Mapping[str, Compute], *, threads: int = 2) -> None:
-        self.tasks = dict(tasks)
+    def __init__(
+        self, tasks: Mapping[str, Task], computes: Mapping[str, Compute], readings: Readings, *, threads: int = 2
+    ) -> None:
+        self.tasks, self._readings = dict(tasks), readings
         self._computes = dict(computes)
         self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="raybert-text")
@@ -157,6 +163,7 @@ class Service:
         return Answers(
             by_head={name: by_head[name] for name in ask.heads},
             characters=sum(map(_characters, ask.items)),
+            device=computed[0].device,
             seconds={
                 "tokenization": tokenized - begun,
                 "queue": queue_s,
@@ -166,15 +173,19 @@ class Service:
         )
 
     def task(self, name: str) -> Task:
-        """The head of that name.
+        """The head of that name, or of that key as it reads.
 
         Raises:
-            ServiceError: there is none.
+            ServiceError: there is none, or an option of the key has no meaning.
         """
-        if name not in self.tasks:
-            hint = nearest(name, self.tasks) or f"; there is {', '.join(self.tasks)}"
-            raise ServiceError(Fault.UNKNOWN, f"model {name!r}: unknown{hint}", param="model")
-        return self.tasks[name]
+        head, _ = parse_key(name)
+        if head not in self.tasks:
+            hint = nearest(head, self.tasks) or f"; there is {', '.join(self.tasks)}"
+            raise ServiceError(Fault.UNKNOWN, f"model {head!r}: unknown{hint}", param="model")
+        try:
+            return self._readings[name]
+        except SettingsError as error:
+            raise ServiceError(Fault.INVALID, str(error)) from error
 
     def _program(self, ask: Ask) -> Program:
         """The heads of a request, grouped; the same heads are grouped once."""
@@ -183,9 +194,9 @@ class Service:
             raise ServiceError(Fault.EMPTY, f"{ask.param}: empty; give one or more", param=ask.param)
         pairs = isinstance(ask.items[0], tuple)
         for name, task in tasks.items():
-            wrong = next((at for at, item in enumerate(ask.items) if not _fits(item, ask.items[0], task)), None)
+            wrong = next((at for at, item in enumerate(ask.items) if not _fits(item, pairs, task)), None)
             if wrong is not None:
-                what = f"{name} answers {_TAKES[task.takes]}, and all items of a request are of one kind"
+                what = f"{parse_key(name)[0]} answers {_TAKES[task.takes]}, and all items of a request are of one kind"
                 raise ServiceError(Fault.INVALID, f"{ask.param}[{wrong}]: {what}", param=ask.param)
         key = (ask.heads, pairs)
         if key not in self._programs:
@@ -200,14 +211,15 @@ class Service:
         for number, names in enumerate(program.trunks):
             sequences, parts = program.shared(number, encoded)
             wanted = {name: parts[program.encoding_of(name)] for name in names}
-            compute = self._computes[self._trunk_of[names[0]]]
+            compute = self._computes[self._trunk_of[parse_key(names[0])[0]]]
             waiting.append(asyncio.ensure_future(compute.compute(sequences, wanted, bulk=bulk)))
         try:
             return await asyncio.gather(*waiting)
         except ServiceError:
             raise
         except Exception as error:
-            logging.getLogger(LOGGER).exception("%s: a forward failed", ", ".join(program.tasks))
+            heads = ", ".join(parse_key(name)[0] for name in program.tasks)
+            logging.getLogger(LOGGER).exception("%s: a forward failed", heads)
             raise ServiceError(Fault.MODEL, f"the model failed: {type(error).__name__}") from error
         finally:
             for each in waiting:
@@ -218,25 +230,32 @@ _MOST_PROGRAMS = 1000
 _TAKES = {"text": "texts", "pair": "pairs of texts", "either": "texts or pairs", "choices": "prompts with choices"}
 
 
-def _fits(item: Item, first: Item, task: Task) -> bool:
-    """Whether an item is of the first one's kind, and one that the task takes."""
-    if type(item) is not type(first):
+def _fits(item: Item, pairs: bool, task: Task) -> bool:
+    """Whether an item is of the request's kind, and one that the task takes."""
+    if isinstance(item, tuple) != pairs:
         return False
     if isinstance(item, TokenIds):
         return task.takes in ("text", "either") and not task.needs_texts
-    return task.takes != "text" if isinstance(item, tuple) else task.takes in ("text", "either")
+    return task.takes != "text" if pairs else task.takes in ("text", "either")
 
 
 def _encoded(program: Program, items: Sequence[Item]) -> list[Windows]:
     """The windows of each encoding."""
-    if not isinstance(items[0], TokenIds):
+    if not any(isinstance(item, TokenIds) for item in items):
         return program.encode(*_columns(items))
     found = []
     for first, *_ in program.encodings:
         task = program.tasks[first]
-        rows = [item.ids for item in items if isinstance(item, TokenIds)]
+        rows = [_ids(item, task) for item in items]
         found.append(task.cut(take_ids(task.tokenizer(), rows, prompt=task.prompt)))
     return found
+
+
+def _ids(item: Item, task: Task) -> Sequence[int]:
+    if isinstance(item, TokenIds):
+        return item.ids
+    ids: list[int] = task.tokenizer().take([str(item)], whole=True).ids.tolist()
+    return ids
 
 
 def _columns(items: Sequence[Item]) -> tuple[list[Any], list[Any] | None]:
@@ -262,7 +281,7 @@ def _refuse_long(ask: Ask, program: Program, encoded: Sequence[Windows]) -> None
         for at in np.flatnonzero(windows.truncated)[:1]:
             raise ServiceError(
                 Fault.TOO_LARGE,
-                f"{ask.param}[{at}]: {windows.tokens[at]} tokens exceed {name}'s {task.max_length}; "
+                f"{ask.param}[{at}]: {windows.tokens[at]} tokens exceed {parse_key(name)[0]}'s {task.max_length}; "
                 "shorten it, or allow truncation",
                 param=ask.param,
             )

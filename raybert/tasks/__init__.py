@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the batch driver asks tasks for columns and fingerprints wi
     from raybert.text.taken import Taken
     from raybert.text.tokenizer import Tokenizer
 
-__all__ = ["TASKS", "Task", "make_task"]
+__all__ = ["TASKS", "Task", "make_task", "vary"]
 
 
 class Task(Protocol):
@@ -53,6 +53,7 @@ class Task(Protocol):
     needs_texts: bool
     needs_offsets: bool
     checkpoint: Checkpoint
+    given: dict[str, Any]
 
     @property
     def text_key(self) -> str:
@@ -94,6 +95,11 @@ class Task(Protocol):
 
     def cut(self, taken: Taken) -> Windows:
         """The task's windows of these pieces."""
+        ...
+
+    @property
+    def module_key(self) -> str:
+        """Heads of equal keys have equal modules."""
         ...
 
     def module(self) -> nn.Module:
@@ -138,3 +144,15 @@ def make_task(spec: HeadSpec) -> Task:
         SettingsError: an option is unknown or out of range.
     """
     return TASKS[spec.task].open(open_checkpoint(spec.model, revision=spec.revision), spec.options)
+
+
+def vary(task: Task, options: Mapping[str, Any]) -> Task:
+    """The same head with some options changed; it shares checkpoint and tokenizer.
+
+    Raises:
+        SettingsError: an option is unknown or out of range, or does not go with the head's own.
+    """
+    varied = TASKS[task.name].open(task.checkpoint, {**task.given, **options})
+    assert isinstance(task, TextTask)
+    varied.borrow_tokenizer(task)
+    return varied

@@ -60,6 +60,7 @@ class Qa(TextTask):
         stride: tokens of the context that neighbouring windows share; half of max_length, at most 128. Less where
             a long question leaves no room for it.
         top_k: how many answers a question gets at most; 1.
+        truncation_side: with truncation: the end that is left out, right or left; None takes the checkpoint's.
         windows: what happens to a longer context: slide, or truncate.
     """
 
@@ -78,6 +79,7 @@ class Qa(TextTask):
         "max_question_len",
         "stride",
         "top_k",
+        "truncation_side",
         "windows",
     )
 
@@ -127,6 +129,11 @@ class Qa(TextTask):
         return self._tokenizer.encode_pairs(
             items, offsets=True, windows="slide", stride=self.stride or 0, first_limit=self.max_question_len
         )
+
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """None: its module is the checkpoint's layer as it is."""
+        return {}
 
     def module(self) -> nn.Module:
         """The layer that finds both ends, loaded."""

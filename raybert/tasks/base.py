@@ -14,6 +14,7 @@ from raybert.checkpoint.folder import Checkpoint
 from raybert.config import known_options, one_of
 from raybert.errors import SettingsError
 from raybert.text.encoding import Windows
+from raybert.text.files import Keep
 from raybert.text.taken import Taken
 from raybert.text.tokenizer import Tokenizer
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 Reduced: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None]"
 """Float32 [R, V] and how many rows each of the batch's N sequences has, int [N]; None: one each."""
+
+
+_KEPT: Mapping[str | None, Keep | None] = {None: None, "left": "last", "right": "first"}
+"""What stays of too long a text when this side of it goes."""
 
 
 class TextTask(ABC):
@@ -46,11 +51,13 @@ class TextTask(ABC):
         OPTIONS: names of its options.
         AGGREGATIONS: values of its option ``aggregation``.
         aggregates_tokens: whether that says how tokens become an answer, and not windows.
+        given: the options as they were given.
         checkpoint: the opened checkpoint.
         prompt: text put before every text.
         lower_case: whether texts are lower-cased before the tokenizer.
         max_length: tokens a window holds.
         windows: what happens to longer texts: truncate or slide.
+        truncation_side: which end of too long a text is left out; None: the checkpoint's choice.
         stride: tokens that neighbouring windows of a text share; None where nothing slides.
         aggregation: how the answers of a text's windows become one; None where nothing slides.
     """
@@ -71,6 +78,7 @@ class TextTask(ABC):
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any], *, prompt: str = "") -> None:
         known_options(self.name, options, self.OPTIONS)
+        self.given = dict(options)
         self.checkpoint = checkpoint
         self.prompt = prompt
         self.lower_case = checkpoint.transformer.do_lower_case
@@ -80,6 +88,7 @@ class TextTask(ABC):
             self.max_length = self.whole_number("max_length", options["max_length"], 3, highest)
         usual = "slide" if self.slides else "truncate"
         self.windows = one_of(f"{self.name}: windows", named(options, "windows", usual), self.WINDOWS)
+        self.truncation_side = self._side(options.get("truncation_side"))
         self.stride = self._stride(options.get("stride"))
         self.aggregation = self._aggregation(options.get("aggregation"))
 
@@ -87,6 +96,15 @@ class TextTask(ABC):
     def open(cls, checkpoint: Checkpoint, options: Mapping[str, Any]) -> TextTask:
         """The task with these options; the class is another one where an option decides what comes out."""
         return cls(checkpoint, options)
+
+    def _side(self, asked: Any) -> str | None:
+        if asked is None:
+            return None
+        if self.windows != "truncate":
+            raise SettingsError(
+                f"{self.name}: truncation_side {asked!r}: texts are not cut here; pass windows='truncate' too"
+            )
+        return one_of(f"{self.name}: truncation_side", str(asked), ("left", "right"))
 
     def _stride(self, asked: Any) -> int | None:
         if self.windows == "slide":
@@ -123,6 +141,7 @@ class TextTask(ABC):
             "max_length": self.max_length,
             "stride": self.stride,
             "windows": self.windows,
+            **({} if self.truncation_side is None else {"truncation_side": self.truncation_side}),
             **self.own_options,
         }
 
@@ -156,6 +175,8 @@ class TextTask(ABC):
     def text_key(self) -> str:
         """Digest of what decides the pieces of a text: tokenizer, prompt, length, lower case."""
         parts = [files_digest(self.checkpoint.tokenizer_files), self.prompt, self.max_length, self.lower_case]
+        if self.truncation_side is not None:
+            parts.append(self.truncation_side)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def encoding_key(self, *, pairs: bool) -> str:
@@ -190,13 +211,31 @@ class TextTask(ABC):
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer.from_files(self.checkpoint.path, max_length=self.max_length, lower_case=self.lower_case)
+        tokenizer = Tokenizer.from_files(
+            self.checkpoint.path,
+            max_length=self.max_length,
+            lower_case=self.lower_case,
+            keep=_KEPT[self.truncation_side],
+        )
         tokenizer.check_vocab_size(self.checkpoint.config.vocab_size)
+        return self._fitting(tokenizer)
+
+    def _fitting(self, tokenizer: Tokenizer) -> Tokenizer:
+        """The tokenizer, if its windows have room for this task's items."""
         if self.takes in ("pair", "choices"):
             _ = tokenizer.pair_room
         elif self.windows == "slide":
             self.cut(tokenizer.take([], prompt=self.prompt, whole=True), tokenizer)
         return tokenizer
+
+    def borrow_tokenizer(self, other: TextTask) -> None:
+        """Read no files again for a task of the same checkpoint that is cut in another way.
+
+        Raises:
+            SettingsError: its options leave no room in a window.
+        """
+        assert (self.checkpoint.path, self.lower_case) == (other.checkpoint.path, other.lower_case)
+        self._tokenizer = self._fitting(other._tokenizer.cut_at(self.max_length, _KEPT[self.truncation_side]))
 
     def items(self, texts: Sequence[str], seconds: Sequence[Any] | None) -> Sequence[Any]:
         """This task's items of texts, and of what stands beside them if anything does."""
@@ -229,6 +268,16 @@ class TextTask(ABC):
         return (tokenizer or self._tokenizer).windows(
             taken, prompt=self.prompt, windows="slide" if slide else "truncate", stride=self.stride or 0
         )
+
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """The options that `module` looks at."""
+        return self.own_options
+
+    @property
+    def module_key(self) -> str:
+        """Heads of equal keys have equal modules."""
+        return json.dumps([self.name, str(self.checkpoint.path), self.module_options])
 
     @abstractmethod
     def module(self) -> nn.Module:

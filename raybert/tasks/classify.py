@@ -57,6 +57,7 @@ class Classify(TextTask):
         stride: with sliding windows: tokens that neighbours share; 0.
         threshold: multi-label: the lowest score of a label that is given; 0.5.
         top_k: how many scores an answer holds; None: all. Columns always hold all.
+        truncation_side: which end of too long a text is left out: right or left; None takes the checkpoint's.
         windows: what happens to a longer text: truncate, or slide; of pairs, truncate.
     """
 
@@ -65,7 +66,7 @@ class Classify(TextTask):
     takes = "either"
     reads = "first"
     one_row = True
-    OPTIONS = ("activation", "aggregation", "max_length", "stride", "threshold", "top_k", "windows")
+    OPTIONS = ("activation", "aggregation", "max_length", "stride", "threshold", "top_k", "truncation_side", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)

@@ -47,6 +47,7 @@ class Embed(TextTask):
         pooling: a mode of `POOLING_MODES`, or several joined by "+"; None takes the checkpoint's, else mean.
         max_length: tokens of a window, special tokens included; None takes the checkpoint's.
         stride: with sliding windows: tokens that neighbours share; 0.
+        truncation_side: which end of too long a text is left out: right or left; None takes the checkpoint's.
         windows: what happens to a longer text: truncate, or slide.
     """
 
@@ -63,6 +64,7 @@ class Embed(TextTask):
         "prompt",
         "prompt_name",
         "stride",
+        "truncation_side",
         "windows",
     )
 
@@ -132,6 +134,11 @@ class Embed(TextTask):
 
         numbers = {"float32": pa.float32(), "float16": pa.float16()}[vector_type]
         return [pa.field(name, pa.list_(numbers, self.width))]
+
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """Its own, and the length that a prompt must leave room in."""
+        return {**self.own_options, "max_length": self.max_length}
 
     def module(self) -> nn.Module:
         """Pooling and what follows it, Dense weights loaded."""

@@ -127,6 +127,11 @@ class SparseEmbed(_Unpooled):
         """The masked-word head."""
         return [word_head_digest(self.checkpoint)]
 
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """None: its module is the checkpoint's layer as it is."""
+        return {}
+
     def module(self) -> nn.Module:
         """The masked-word head, loaded."""
         from raybert.model.token_head import load_word_head

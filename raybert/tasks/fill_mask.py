@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raybert.model.packed import TokenBatch
+    from raybert.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,14 @@ class FillMask(TextTask):
         targets: only these words are looked at, each one token of the vocabulary; None: all.
         top_k: how many words a mask gets; 5.
         max_length: tokens a text is cut to, special tokens included; a mask behind them has no answer.
+        truncation_side: which end of too long a text is left out: right or left; None takes the checkpoint's.
         windows: "truncate".
     """
 
     name = "fill-mask"
     version = 1
     WINDOWS = ("truncate",)
-    OPTIONS = ("max_length", "targets", "top_k", "windows")
+    OPTIONS = ("max_length", "targets", "top_k", "truncation_side", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)
@@ -72,12 +75,26 @@ class FillMask(TextTask):
         """The masked-word head."""
         return [word_head_digest(self.checkpoint)]
 
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """None: its module is the checkpoint's layer as it is."""
+        return {}
+
     def module(self) -> nn.Module:
         """The masked-word head, loaded."""
         from raybert.model.token_head import load_word_head
 
-        self._target_ids = self._ids_of_targets()
+        self.tokenizer()
         return load_word_head(self.checkpoint)
+
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            SettingsError: a target is no single token of it.
+        """
+        _ = self.target_ids
+        return super().tokenizer()
 
     @property
     def _mask_id(self) -> int:
@@ -85,8 +102,9 @@ class FillMask(TextTask):
             raise CheckpointError(f"{self.checkpoint.path}: fill-mask: the tokenizer has no mask token")
         return self._tokenizer.mask_id
 
-    def _ids_of_targets(self) -> list[int] | None:
-        """The targets' ids, each once.
+    @cached_property
+    def target_ids(self) -> list[int] | None:
+        """The targets' ids, each once; None: every word is one.
 
         Raises:
             SettingsError: one is no single token.
@@ -116,7 +134,7 @@ class FillMask(TextTask):
         sequence_T = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
         counts = torch.bincount(sequence_T[masks.cpu()], minlength=len(lengths))
         assert isinstance(module, WordHead)
-        chosen = self._target_ids
+        chosen = self.target_ids
         ids, scores = module.best(
             hidden_TD[masks],
             min(self.top_k, self.checkpoint.config.vocab_size if chosen is None else len(chosen)),

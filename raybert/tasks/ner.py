@@ -80,6 +80,7 @@ class Ner(TextTask):
         ignore_labels: types (with aggregation none: tags) that are left out; ["O"].
         max_length: tokens of a window, special tokens included; None takes the checkpoint's.
         stride: tokens that neighbouring windows share; a quarter of max_length.
+        truncation_side: with truncation: the end that is left out, right or left; None takes the checkpoint's.
         windows: what happens to a longer text: slide, or truncate.
     """
 
@@ -90,7 +91,7 @@ class Ner(TextTask):
     slides = True
     aggregates_tokens = True
     AGGREGATIONS = ("none", "simple", "first", "average", "max")
-    OPTIONS = ("aggregation", "ignore_labels", "max_length", "stride", "windows")
+    OPTIONS = ("aggregation", "ignore_labels", "max_length", "stride", "truncation_side", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)
@@ -116,6 +117,11 @@ class Ner(TextTask):
     def head_contents(self) -> list[str]:
         """The classifier of tokens."""
         return [head_digest(self.checkpoint, HEADS["classifier"])]
+
+    @property
+    def module_options(self) -> dict[str, Any]:
+        """None: its module is the checkpoint's layer as it is."""
+        return {}
 
     def module(self) -> nn.Module:
         """The classifier, loaded."""

@@ -33,6 +33,7 @@ class NextSentence(TextTask):
 
     Options:
         max_length: tokens of both texts together, special tokens included; the longer one gives way first.
+        truncation_side: which end of too long a text is left out: right or left; None takes the checkpoint's.
         windows: "truncate".
     """
 
@@ -43,7 +44,7 @@ class NextSentence(TextTask):
     one_row = True
     width = 2
     WINDOWS = ("truncate",)
-    OPTIONS = ("max_length", "windows")
+    OPTIONS = ("max_length", "truncation_side", "windows")
 
     @property
     def own_options(self) -> dict[str, Any]:
@@ -82,6 +83,7 @@ class MultipleChoice(TextTask):
 
     Options:
         max_length: tokens of prompt and one choice together, special tokens included; the longer gives way first.
+        truncation_side: which end of too long a text is left out: right or left; None takes the checkpoint's.
         windows: "truncate".
     """
 
@@ -93,7 +95,7 @@ class MultipleChoice(TextTask):
     needs_texts = True
     width = 1
     WINDOWS = ("truncate",)
-    OPTIONS = ("max_length", "windows")
+    OPTIONS = ("max_length", "truncation_side", "windows")
 
     @property
     def own_options(self) -> dict[str, Any]:

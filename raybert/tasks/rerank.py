@@ -48,6 +48,7 @@ class Rerank(TextTask):
     Options:
         activation: sigmoid or none; auto takes what the checkpoint names, else sigmoid.
         max_length: tokens of query and document together, special tokens included; the longer one gives way first.
+        truncation_side: which end of too long a text is left out: right or left; None takes the checkpoint's.
         windows: "truncate".
     """
 
@@ -58,7 +59,7 @@ class Rerank(TextTask):
     one_row = True
     width = 1
     WINDOWS = ("truncate",)
-    OPTIONS = ("activation", "max_length", "windows")
+    OPTIONS = ("activation", "max_length", "truncation_side", "windows")
 
     def __init__(self, checkpoint: Checkpoint, options: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, options)

@@ -63,6 +63,10 @@ class Options:
     do_basic_tokenize: bool = True
 
 
+Keep = Literal["first", "last"]
+"""Which end of too long a text survives."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Definition:
     """All that a folder's files say about its tokenizer.
@@ -89,7 +93,7 @@ class Definition:
     names: dict[str, AddedToken] = field(default_factory=dict)
     extra: tuple[AddedToken, ...] = ()
     split_special: bool = False
-    keep: Literal["first", "last"] = "first"
+    keep: Keep = "first"
 
 
 def read_definition(folder: Path, *, json_path: Path | None = None) -> Definition:

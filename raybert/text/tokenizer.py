@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from copy import copy
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from raybert.errors import CheckpointError, RowError, SettingsError
 from raybert.text.build import build, lower_first, stand_ins
 from raybert.text.encoding import Bools, Int32s, Windows
-from raybert.text.files import Definition, Options, read_definition
+from raybert.text.files import Definition, Keep, Options, read_definition
 from raybert.text.framing import Frame
 from raybert.text.pieces import pieces, safe_cut
 from raybert.text.taken import Taken, joined
@@ -82,13 +83,13 @@ class Tokenizer:
         extra = (self.vocabulary.get(token.content) for token in definition.extra)
         self.special_ids = frozenset(index for index in (*ids.values(), *extra) if index is not None)
         self._real_ids = self._without_stand_ins(definition.options)
-        self._keep = definition.keep
+        self._keep = self._kept = definition.keep
         self._safe = safe_cut(self.backend, definition.options)
         self._alone = Frame.of(self.backend, "a")
         self._room(self._alone)
 
     @classmethod
-    def from_files(cls, folder: Path, *, max_length: int, lower_case: bool = False) -> Self:
+    def from_files(cls, folder: Path, *, max_length: int, lower_case: bool = False, keep: Keep | None = None) -> Self:
         """Read a checkpoint folder's tokenizer: tokenizer.json, else vocab.txt, with tokenizer_config.json.
 
         Args:
@@ -96,12 +97,20 @@ class Tokenizer:
             max_length: tokens that a window holds, special tokens included.
             lower_case: lower-case texts before anything else, whatever the tokenizer does (sentence-transformers'
                 do_lower_case).
+            keep: which end of too long a text survives; None: as the files say.
 
         Raises:
             CheckpointError: a file is missing or malformed, or the vocabulary lacks [UNK], [CLS] or [SEP].
             SettingsError: `max_length` holds no token beside the special ones.
         """
-        return cls(read_definition(folder), max_length=max_length, lower_case=lower_case)
+        return cls(read_definition(folder), max_length=max_length, lower_case=lower_case).cut_at(max_length, keep)
+
+    def cut_at(self, max_length: int, keep: Keep | None) -> Self:
+        """The same tokenizer, cut at another length; of ``keep`` and errors `from_files` says more."""
+        other = copy(self)
+        other.max_length, other._keep = max_length, keep or self._kept
+        other._room(other._alone)
+        return other
 
     def check_vocab_size(self, vocab_size: int) -> None:
         """Refuse a model that has no embedding for some of this tokenizer's ids.

@@ -9,9 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, Field, StrictInt, StrictStr
 
-from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.service import Answers, Ask, Item, TokenIds
-from raybert.tasks.arrays import unit
 
 Ids = Annotated[list[StrictInt], Field(min_length=1)]
 
@@ -92,23 +90,6 @@ def asked(request: EmbeddingRequest, head: str, *, cut: bool) -> Ask:
     """What the request wants of a head."""
     cuts = cut if request.truncate is None else request.truncate
     return Ask(heads=(head,), items=request.items(), cut=cuts, param="input")
-
-
-def vectors(request: EmbeddingRequest, found: np.ndarray, *, normalized: bool) -> np.ndarray:
-    """The vectors in the length that was asked for, float32 [N, D].
-
-    Raises:
-        ServiceError: they are shorter.
-    """
-    size = request.dimensions
-    if size is None or size == found.shape[1]:
-        return found
-    if size > found.shape[1]:
-        raise ServiceError(
-            Fault.INVALID, f"dimensions {size}: this model's vectors have {found.shape[1]}", param="dimensions"
-        )
-    shorter: np.ndarray = found[:, :size]
-    return unit(shorter) if normalized else shorter
 
 
 def body(request: EmbeddingRequest, answers: Answers, head: str, found: np.ndarray) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class _Replacing(Loader):
             module.Embed.reduce = _reduce
 
 
-def _no_states(batch: Any) -> Any:
+def _no_states(batch: Any, *, first_only: bool) -> Any:
     import torch
 
     return torch.zeros((len(batch.ids_T), 1))
