@@ -125,6 +125,27 @@ def test_a_million_short_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_ten_times_the_splits(tmp_path: Path) -> None:
+    """A million rows have 62 splits, a billion 61,036: what the driver keeps of each decides what a billion takes."""
+    corpus, peak = tmp_path / "in.parquet", {}
+    pq.write_table(pa.table({"text": some_texts(100_000, least=8, most=12)}), corpus)
+    for split_rows in (2000, 200, 50):
+        output = tmp_path / f"out-{split_rows}"
+        with (
+            short_folder() as folder,
+            stopped(start(folder, corpus, output, "--split-rows", split_rows, batch_s=0.0)) as process,
+        ):
+            peaks = watch(process)
+        assert process.returncode == 0
+        peak[split_rows] = peaks[process.pid].peak / 1e6
+        say(f"{100_000 // split_rows:,} splits: driver {peak[split_rows]:.1f} MB")
+    a_split_kb = 1000 * (peak[50] - peak[2000]) / (2000 - 50)
+    say(f"a split keeps {a_split_kb:.1f} KB in the driver")
+    assert a_split_kb < 25
+
+
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_one_large_row_group_keeps_two_actors_busy(tmp_path: Path) -> None:
     """1 GB in one row group is read once, as a stream, and handed on in splits; each token batch takes 10 ms."""
