@@ -189,3 +189,21 @@ def test_the_arrow_column_holds_the_vectors(tiny: Path, vector_type: str) -> Non
 
 def test_every_task_of_the_table_has_its_own_name() -> None:
     assert all(task.name == name for name, task in TASKS.items())
+
+
+def test_the_side_that_is_cut_off(tmp_path: Path) -> None:
+    """As a checkpoint that says so itself, which the grid of tokenizers compares with transformers."""
+    right = write_tiny_checkpoint(tmp_path / "right", heads=("classifier",))
+    left = write_tiny_checkpoint(tmp_path / "left", heads=("classifier",), tokenizer={"truncation_side": "left"})
+    texts = ["short", "word " * 300 + "the end", "the beginning " + "word " * 300]
+    for task in ("embed", "classify", "ner"):
+        cuts = {"windows": "truncate"} if task == "ner" else {}
+        for says, asked, as_is in ((right, "left", left), (left, "right", right)):
+            found = raybert.load(says, task, dtype="float32", device="cpu", truncation_side=asked, **cuts)
+            expected = raybert.load(as_is, task, dtype="float32", device="cpu", **cuts)
+            assert str(found(texts)) == str(expected(texts))
+            assert found.fingerprint != expected.fingerprint
+    with pytest.raises(SettingsError, match="texts are not cut here; pass windows='truncate' too"):
+        raybert.load(right, "ner", truncation_side="left")
+    with pytest.raises(SettingsError, match=r"truncation_side.*'up'"):
+        raybert.load(right, "embed", truncation_side="up")
