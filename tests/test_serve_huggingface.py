@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx2 as httpx
+import huggingface_hub
 import huggingface_hub.constants
 import numpy as np
+import openai
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
@@ -35,9 +37,11 @@ def local_fixture(both: tuple[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def online(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library, which tests keep offline, lets its client ask this machine."""
+def online(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library, which tests keep offline, lets its client ask this machine; its connections are closed."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    yield
+    huggingface_hub.close_session()
 
 
 def client(url: str, name: str) -> InferenceClient:
@@ -164,14 +168,16 @@ def test_the_clients_own_error(url):
 
 
 def test_langchains_embeddings(url, local):
-    embeddings = OpenAIEmbeddings(
-        model="vec",
-        base_url=f"{url}/v1",
-        api_key="unused",  # type: ignore[arg-type]
-        check_embedding_ctx_length=False,  # else it sends ids of another tokenizer, which are refused
-    )
-    np.testing.assert_allclose(embeddings.embed_documents(TEXTS), local["vec"](TEXTS), atol=1e-6)
-    np.testing.assert_allclose(embeddings.embed_query("a text"), local["vec"](["a text"])[0], atol=1e-6)
+    with openai.DefaultHttpxClient() as connection:
+        embeddings = OpenAIEmbeddings(
+            model="vec",
+            base_url=f"{url}/v1",
+            api_key="unused",  # type: ignore[arg-type]
+            check_embedding_ctx_length=False,  # else it sends ids of another tokenizer, which are refused
+            http_client=connection,
+        )
+        np.testing.assert_allclose(embeddings.embed_documents(TEXTS), local["vec"](TEXTS), atol=1e-6)
+        np.testing.assert_allclose(embeddings.embed_query("a text"), local["vec"](["a text"])[0], atol=1e-6)
 
 
 def test_many_heads_in_one_pass(url, local):
