@@ -33,7 +33,7 @@ LAST_EVENTS = frozenset({"run_finished", "run_stopped", "run_failed"})
 
 FIELDS = (
     *("event", "run", "output", "heads", "split", "reason", "rows", "rows_before", "quarantined", "filtered", "tokens"),
-    *("forwarded", "parts", "seconds", "stages", "deaths", "error"),
+    *("forwarded", "parts", "seconds", "stages", "deaths", "error", "request_id", "method", "path", "status"),
 )
 """Attributes that a record may have beside those of ``logging``, in the order in which JSON has them."""
 

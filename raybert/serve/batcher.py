@@ -9,7 +9,7 @@ a lone request never waits for company. All decisions are made on the event loop
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -114,10 +114,19 @@ class Batcher:
         budget: tokens that one batch may hold.
         workers: batches under way at once.
         device: that it computes on.
+        computed: told of each batch that came back: its requests, its tokens, and the seconds it took.
     """
 
-    def __init__(self, trunk: Runs, *, budget: int, workers: int, device: str = "cpu") -> None:
-        self._trunk, self._device = trunk, device
+    def __init__(
+        self,
+        trunk: Runs,
+        *,
+        budget: int,
+        workers: int,
+        device: str = "cpu",
+        computed: Callable[[int, int, float], None] = lambda *_: None,
+    ) -> None:
+        self._trunk, self._device, self._told = trunk, device, computed
         self._queue = FairQueue(budget=budget)
         self._calls: dict[int, _Call] = {}
         self._tickets = count()
@@ -201,6 +210,7 @@ class Batcher:
     async def _computed(self, batch: _Batch) -> None:
         """Compute a batch; if it fails, each request alone, so that one can't spoil the answers of the others."""
         loop = asyncio.get_running_loop()
+        begun = loop.time()
         try:
             found = await loop.run_in_executor(self._workers, _run_together, self._trunk, batch)
         except asyncio.CancelledError:  # the event loop ends, and everybody's call with it
@@ -215,12 +225,18 @@ class Batcher:
             if not call.future.done():
                 call.future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
             return
+        self._told(len(batch), sum(map(_tokens, batch)), loop.time() - begun)
         for (piece, call), by_head in zip(batch, found, strict=True):
             for name, arrays in by_head.items():
                 call.readers[name].found.append((piece.begin, arrays))
             call.left -= piece.end - piece.begin
             if not call.left and not call.future.done():
                 call.future.set_result(None)
+
+
+def _tokens(each: tuple[Piece, _Call]) -> int:
+    piece, call = each
+    return int(call.sequences.lengths[piece.begin : piece.end].sum())
 
 
 def _run_together(trunk: Runs, batch: _Batch) -> list[dict[str, Arrays]]:

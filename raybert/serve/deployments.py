@@ -51,7 +51,19 @@ class Encoder:
 
     async def compute(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
         """As `Batcher.compute`."""
-        return await self._encoder.batcher.compute(sequences, parts, bulk=bulk)
+        return await self._encoder.compute(sequences, parts, bulk=bulk)
+
+    async def check(self) -> None:
+        """As `Pulse.check`."""
+        await self._encoder.check()
+
+    async def facts(self) -> dict[str, Any]:
+        """What decides the bits."""
+        return await self._encoder.facts()
+
+    async def check_health(self) -> None:
+        """What Ray Serve asks; a replica that raises here is replaced."""
+        await self._encoder.check()
 
     async def __del__(self) -> None:
         """End the threads, when what is under way is through."""
@@ -77,6 +89,23 @@ class RemoteEncoder:
             return await self._asked(sequences, parts, bulk)
         except (RayActorError, RayServeException) as error:
             raise ServiceError(Fault.NOT_READY, "no replica of the model is ready", retry_after_s=5) from error
+
+    async def check(self) -> None:
+        """Return if a replica computes.
+
+        Raises:
+            Unhealthy: none does.
+        """
+        try:
+            async with asyncio.timeout(HANGS_S):
+                await self._handle.check.remote()
+        except Exception as error:
+            raise Unhealthy(first_line(error)) from error
+
+    async def facts(self) -> dict[str, Any]:
+        """What decides the bits."""
+        found: dict[str, Any] = await self._handle.facts.remote()
+        return found
 
     async def _asked(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
         answer: Answer = await self._handle.compute.remote(sequences, dict(parts), bulk)

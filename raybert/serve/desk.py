@@ -12,6 +12,7 @@ from fastapi.responses import Response
 
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.limits import Gate, Limits
+from raybert.serve.metrics import Meters
 from raybert.serve.readings import key_of
 from raybert.serve.service import Answers, Ask, Service
 from raybert.tasks import Task
@@ -48,12 +49,14 @@ class Desk:
     Args:
         service: the heads.
         limits: of a request.
+        meters: count what is answered.
     """
 
-    def __init__(self, service: Service, limits: Limits) -> None:
-        self.service, self.limits = service, limits
+    def __init__(self, service: Service, limits: Limits, meters: Meters) -> None:
+        self.service, self.limits, self._meters = service, limits, meters
         self.started = int(time.time())
         self._gate = Gate(limits)
+        meters.held.set_function(lambda: self._gate.tokens)
 
     def head(self, model: str | None, kind: Kind, *, first: bool = True) -> str:
         """The head that a request means: the one it names, or the first of its kind.
@@ -88,6 +91,7 @@ class Desk:
             raise ServiceError(Fault.TOO_LARGE, what, param=ask.param)
         answers = await self.service.answer(ask, self._gate)
         self._gate.note(answers.forwarded, answers.seconds["queue"] + answers.seconds["inference"])
+        self._meters.answered(len(ask.items), answers.forwarded, answers.truncated, answers.seconds)
         return answers
 
     def cuts(self, asked: bool | None) -> bool:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 import orjson
 
 from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
+from raybert.observability import LOGGER
 from raybert.serve.limits import Limits
+from raybert.serve.metrics import Meters, route_of
 from raybert.serve.security import ApiKeys
 
 Scope = MutableMapping[str, Any]
@@ -24,8 +30,67 @@ OPEN = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/do
 """What GET answers without a key."""
 
 
+LEFT = 499
+"""Told in place of a status where the client left before there was one."""
+_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+
 class ClientLeft(Exception):
     """Nobody waits for the answer any more."""
+
+
+class Visit:
+    """One request and its answer, for the meters and for the access log; no body is ever in there.
+
+    Args:
+        scope: of the request.
+        headers: of the request, names in lower case.
+        send: to the client.
+    """
+
+    def __init__(self, scope: Scope, headers: Mapping[str, str], send: Send) -> None:
+        self._scope, self._send, self._begun = scope, send, time.perf_counter()
+        given = headers.get("x-request-id", "")
+        self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        self._status: int | None = None
+        self._tokens: str | None = None
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on to the client, with the request's id."""
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
+            found = dict(headers).get(b"x-compute-tokens")
+            self._tokens = None if found is None else found.decode()
+            message = {**message, "headers": [*headers, (b"x-request-id", self.id.encode())]}
+        await self._send(message)
+
+    async def refuse(self, error: ServiceError, body: bytes) -> None:
+        """Answer with an error, in the words of the route's family."""
+        if self._status is not None:  # half an answer is on its way: the connection breaks off
+            raise error
+        status, headers, told = response_of(error, self._scope["path"], body)
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": told})
+
+    def tell(self, meters: Meters) -> None:
+        """Count the request, and log it."""
+        path, seconds = self._scope["path"], time.perf_counter() - self._begun
+        status = LEFT if self._status is None else self._status
+        meters.requests.labels(route_of(path), str(status)).inc()
+        meters.request_s.labels(route_of(path)).observe(seconds)
+        logger = logging.getLogger(LOGGER)
+        if logger.isEnabledFor(logging.INFO):
+            facts = {
+                "event": "request",
+                "request_id": self.id,
+                "method": self._scope["method"],
+                "path": path,
+                "status": status,
+                "seconds": round(seconds, 6),
+                **({} if self._tokens is None else {"tokens": int(self._tokens)}),
+            }
+            logger.info("%s %s %d", self._scope["method"], path, status, extra=facts)
 
 
 class Door:
@@ -35,37 +100,38 @@ class Door:
         app: the routes.
         limits: of a request.
         keys: that open them.
+        meters: count the requests.
     """
 
-    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys) -> None:
-        self._app, self._limits, self._keys = app, limits, keys
+    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys, meters: Meters) -> None:
+        self._app, self._limits, self._keys, self._meters = app, limits, keys, meters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other protocols pass."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = False
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        visit = Visit(scope, headers, send)
+        try:
+            await self._let_in(scope, headers, receive, visit)
+        finally:
+            visit.tell(self._meters)
 
-        async def sending(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+    async def _let_in(self, scope: Scope, headers: dict[str, str], receive: Receive, visit: Visit) -> None:
         body = b""
         try:
-            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
             self._check_key(scope, headers)
             deadline_s = self._deadline(headers)
             async with asyncio.timeout(deadline_s):
                 body = await self._body(headers, receive)
-                await self._answered(scope, body, receive, sending)
+                await self._answered(scope, body, receive, visit.send)
         except ClientLeft:
             return
         except TimeoutError:
-            await _refuse(scope, body, send, begun, ServiceError(Fault.DEADLINE, f"no answer within {deadline_s:g} s"))
+            await visit.refuse(ServiceError(Fault.DEADLINE, f"no answer within {deadline_s:g} s"), body)
         except ServiceError as error:
-            await _refuse(scope, body, send, begun, error)
+            await visit.refuse(error, body)
 
     def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
         if scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN:
@@ -129,14 +195,6 @@ class Door:
             for each in (answer, gone):
                 each.cancel()
             await asyncio.gather(answer, gone, return_exceptions=True)
-
-
-async def _refuse(scope: Scope, body: bytes, send: Send, begun: bool, error: ServiceError) -> None:
-    if begun:  # half an answer is on its way: the connection breaks off
-        raise error
-    status, headers, told = response_of(error, scope["path"], body)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": told})
 
 
 def response_of(error: ServiceError, path: str, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

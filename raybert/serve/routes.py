@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from raybert.serve.board import Board
 from raybert.serve.desk import Desk
 from raybert.serve.door import Door, response_of
 from raybert.serve.families import (
@@ -21,19 +22,21 @@ from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.limits import Limits
 from raybert.serve.security import ApiKeys
 from raybert.serve.service import Service
+from raybert.serve.upkeep import upkeep_routes
 from raybert.version import VERSION
 
 
-def make_app(service: Service, *, limits: Limits, keys: ApiKeys) -> FastAPI:
+def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board) -> FastAPI:
     """The ASGI application: every route, behind its door."""
-    desk = Desk(service, limits)
+    desk = Desk(service, limits, board.meters)
     app = FastAPI(title="raybert", version=VERSION)
-    app.add_middleware(Door, limits=limits, keys=keys)
+    app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     for routes in (openai_routes, tei_routes, cohere_routes, hugging_face_routes, label_routes, default_routes):
         app.include_router(routes(desk))
+    app.include_router(upkeep_routes(desk, board))
     return app
 
 

@@ -23,6 +23,7 @@ from raybert.errors import RowError, SettingsError
 from raybert.observability import LOGGER
 from raybert.serve.batcher import Answer, Parts
 from raybert.serve.faults import Fault, ServiceError
+from raybert.serve.health import Unhealthy
 from raybert.serve.limits import Gate
 from raybert.serve.readings import Readings, parse_key
 from raybert.tasks import Task
@@ -47,6 +48,14 @@ class Compute(Protocol):
 
     def compute(self, sequences: Sequences, parts: Parts, *, bulk: bool = False) -> Coroutine[Any, Any, Answer]:
         """As `Batcher.compute`."""
+        ...
+
+    def check(self) -> Coroutine[Any, Any, None]:
+        """Return if it computes; raises `raybert.serve.health.Unhealthy` if not."""
+        ...
+
+    def facts(self) -> Coroutine[Any, Any, dict[str, Any]]:
+        """What decides the bits, as `EngineSettings.as_dict` has it."""
         ...
 
 
@@ -124,17 +133,17 @@ class Service:
     def __init__(
         self, tasks: Mapping[str, Task], computes: Mapping[str, Compute], readings: Readings, *, threads: int = 2
     ) -> None:
-        self.tasks, self._readings = dict(tasks), readings
+        self.tasks, self.threads, self._readings = dict(tasks), threads, readings
         self._computes = dict(computes)
         self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="raybert-text")
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix="raybert-text")
         self._trunk_of = {name: names[0] for names in group_heads(self.tasks).trunks for name in names}
         for task in tasks.values():
             task.tokenizer()  # one that is missing is told now, not at the first request
 
     def close(self) -> None:
         """End the threads."""
-        self._threads.shutdown()
+        self._workers.shutdown()
 
     async def answer(self, ask: Ask, gate: Gate) -> Answers:
         """Answer a request, if there is room for it.
@@ -146,7 +155,7 @@ class Service:
         program = self._program(ask)
         loop = asyncio.get_running_loop()
         try:
-            encoded = await loop.run_in_executor(self._threads, _encoded, program, ask.items)
+            encoded = await loop.run_in_executor(self._workers, _encoded, program, ask.items)
         except RowError as error:
             fault = Fault.MALFORMED if error.reason == "unknown_id" else Fault.TOKENIZER
             raise ServiceError(fault, f"{ask.param}[{error.row}]: {error.detail}", param=ask.param) from error
@@ -158,7 +167,7 @@ class Service:
             computed = await self._computed(program, encoded, bulk=is_bulk)
         arrays = {name: answer.arrays[name] for answer in computed for name in answer.arrays}
         inferred = time.perf_counter()
-        by_head = await loop.run_in_executor(self._threads, _told, program, ask.items, encoded, arrays)
+        by_head = await loop.run_in_executor(self._workers, _told, program, ask.items, encoded, arrays)
         queue_s = max(answer.queue_s for answer in computed)
         return Answers(
             by_head={name: by_head[name] for name in ask.heads},
@@ -171,6 +180,22 @@ class Service:
                 "total": time.perf_counter() - begun,
             },
         )
+
+    async def check(self) -> None:
+        """Return if every encoder computes.
+
+        Raises:
+            ServiceError: one does not.
+        """
+        for name, compute in self._computes.items():
+            try:
+                await compute.check()
+            except Unhealthy as error:
+                raise ServiceError(Fault.NOT_READY, f"model {name!r}: {error}", retry_after_s=5) from error
+
+    async def facts(self, name: str) -> dict[str, Any]:
+        """What decides the bits of a head's answers."""
+        return await self._computes[self._trunk_of[name]].facts()
 
     def task(self, name: str) -> Task:
         """The head of that name, or of that key as it reads.
