@@ -118,3 +118,12 @@ def json_lines(stream: TextIO) -> Iterator[JsonHandler]:
         logger.removeHandler(handler)
         logger.setLevel(before[0])
         logger.propagate = before[1]
+
+
+def log_requests(stream: TextIO) -> None:
+    """Let this process tell of every request that it answers, as JSON lines; it does so once, however often called."""
+    logger = logging.getLogger(LOGGER)
+    if not any(isinstance(handler, JsonHandler) for handler in logger.handlers):
+        logger.addHandler(JsonHandler(stream))
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

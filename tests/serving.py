@@ -14,6 +14,7 @@ import uvicorn
 import raybert
 from raybert.config import HeadSpec, heads_from
 from raybert.engine import choose_settings
+from raybert.serve.board import Board
 from raybert.serve.collocated import Collocated
 from raybert.serve.limits import Limits
 from raybert.serve.routes import make_app
@@ -28,8 +29,9 @@ def served(
 ) -> Iterator[str]:
     """The address of a server that answers with these heads, fp32; it is ended and waited for."""
     tasks = {spec.name: make_task(spec) for spec in heads_from(heads)}
-    found = Collocated(tasks, choose_settings(device="cpu", dtype="float32"), workers=2)
-    app = make_app(found.service, limits=limits or Limits(), keys=keys or ApiKeys())
+    board = Board()
+    found = Collocated(tasks, choose_settings(device="cpu", dtype="float32"), board.meters, workers=2)
+    app = make_app(found.service, limits=limits or Limits(), keys=keys or ApiKeys(), board=board)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
     started = threading.Event()
 

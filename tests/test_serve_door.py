@@ -13,6 +13,7 @@ import pytest
 from raybert.serve.door import Door
 from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
 from raybert.serve.limits import Gate, Limits
+from raybert.serve.metrics import Meters
 from raybert.serve.security import ApiKeys
 
 KEY = "0123456789abcdef"
@@ -62,7 +63,9 @@ class Client:
         self.sent.append(message)
 
     async def ask(self, routes: Routes, *, keys: ApiKeys | None = None, **limits: Any) -> None:
-        await Door(routes, limits=Limits(**limits), keys=keys or ApiKeys())(self.scope, self.receive, self.send)
+        await Door(routes, limits=Limits(**limits), keys=keys or ApiKeys(), meters=Meters())(
+            self.scope, self.receive, self.send
+        )
 
     @property
     def status(self) -> int:

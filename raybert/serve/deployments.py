@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,15 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from raybert.cluster import limit_worker_threads
+from raybert.cluster import first_line, limit_worker_threads
 from raybert.engine import EngineSettings, choose_settings, default_threads
+from raybert.observability import log_requests
 from raybert.serve.batcher import Answer, Parts
+from raybert.serve.board import Board
 from raybert.serve.collocated import Collocated, TrunkEncoder
 from raybert.serve.faults import Fault, ServiceError
+from raybert.serve.health import HANGS_S, Unhealthy
+from raybert.serve.metrics import Ledger, Snapshot
 from raybert.serve.readings import Readings
 from raybert.serve.routes import make_app
 from raybert.serve.security import ApiKeys
@@ -23,6 +30,8 @@ from raybert.serve.service import Service
 from raybert.serve.settings import ServiceArgs
 from raybert.tasks import Task, make_task
 from raybert.text.encoding import Sequences
+
+_LAST_WORD_S = 2.0
 
 
 def open_tasks(args: ServiceArgs) -> dict[str, Task]:
@@ -34,20 +43,81 @@ def _settings(args: ServiceArgs, tasks: Mapping[str, Task]) -> EngineSettings:
     return choose_settings(device=args.device, dtype=args.dtype, budget=args.budget, tasks=tasks.values())
 
 
-class Encoder:
+class LedgerKeeper:
+    """Adds up what all processes of the application counted: a deployment of one small replica."""
+
+    def __init__(self) -> None:
+        self._ledger = Ledger()
+
+    async def push(self, source: str, snapshot: Snapshot) -> None:
+        """As `Ledger.push`."""
+        self._ledger.push(source, snapshot)
+
+    async def text(self) -> bytes:
+        """As `Ledger.text`."""
+        return self._ledger.text()
+
+
+class RemoteLedger:
+    """The ledger as the other deployments see it."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+
+    async def push(self, source: str, snapshot: Snapshot) -> None:
+        """As `Ledger.push`."""
+        await self._handle.push.remote(source, snapshot)
+
+    async def text(self) -> bytes:
+        """As `Ledger.text`."""
+        found: bytes = await self._handle.text.remote()
+        return found
+
+
+class Replica:
+    """What ingress and encoder have in common: meters that are told, and an end.
+
+    Args:
+        kind: as the metrics call it.
+        ledger: adds up.
+    """
+
+    def __init__(self, kind: str, ledger: DeploymentHandle[Any]) -> None:
+        self.board = Board(RemoteLedger(ledger))
+        self.board.meters.replicas.labels(kind).set(1)
+        self._telling: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Tell the ledger from now on; of the replica's event loop."""
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().create_task(self.board.keep_telling())
+
+    async def end(self) -> None:
+        """Tell it a last time."""
+        if self._telling is not None:
+            self._telling.cancel()
+            with suppress(Exception):  # the ledger may have ended before
+                async with asyncio.timeout(_LAST_WORD_S):
+                    await self.board.tell()
+
+
+class Encoder(Replica):
     """One BERT and its heads: windows in, numbers out.
 
     Args:
         args: of the application.
         names: its heads.
+        ledger: adds up the metrics.
     """
 
-    def __init__(self, args: ServiceArgs, names: tuple[str, ...]) -> None:
+    def __init__(self, args: ServiceArgs, names: tuple[str, ...], ledger: DeploymentHandle[Any]) -> None:
         limit_worker_threads()
+        super().__init__("encoder", ledger)
         tasks = {name: task for name, task in open_tasks(args).items() if name in names}
         settings = _settings(args, tasks)
         workers = args.threads or default_threads(settings)
-        self._encoder = TrunkEncoder(tasks, settings, Readings(tasks), workers=workers)
+        self._encoder = TrunkEncoder(tasks, settings, Readings(tasks), self.board.meters, workers=workers)
+        self.board.meters.waiting.set_function(lambda: self._encoder.tokens_waiting)
 
     async def compute(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
         """As `Batcher.compute`."""
@@ -63,10 +133,12 @@ class Encoder:
 
     async def check_health(self) -> None:
         """What Ray Serve asks; a replica that raises here is replaced."""
+        self.begin()
         await self._encoder.check()
 
     async def __del__(self) -> None:
         """End the threads, when what is under way is through."""
+        await self.end()
         await self._encoder.close()
 
 
@@ -112,28 +184,50 @@ class RemoteEncoder:
         return answer
 
 
-class Ingress:
+class Ingress(Replica):
     """Speaks HTTP; collocated, it computes too.
 
     Args:
         args: of the application.
         encoders: by the name of an encoder's first head; none where this process computes.
+        ledger: adds up the metrics.
     """
 
-    def __init__(self, args: ServiceArgs, encoders: Mapping[str, DeploymentHandle[Any]]) -> None:
+    def __init__(
+        self, args: ServiceArgs, encoders: Mapping[str, DeploymentHandle[Any]], ledger: DeploymentHandle[Any]
+    ) -> None:
         limit_worker_threads()
+        super().__init__("ingress", ledger)
         self._args = args
         tasks = open_tasks(args)
+        self._beside: Collocated | None = None
         if encoders:
             computes = {name: RemoteEncoder(handle) for name, handle in encoders.items()}
             self._service = Service(tasks, computes, Readings(tasks))
         else:
             settings = _settings(args, tasks)
             workers = args.threads or default_threads(settings)
-            self._service = Collocated(tasks, settings, workers=workers).service
+            self._beside = Collocated(tasks, settings, self.board.meters, workers=workers)
+            self._service = self._beside.service
+        if args.access_log:
+            log_requests(sys.stderr)
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray Serve calls once this is made."""
         file = self._args.api_key_file
         keys = ApiKeys.from_environment(os.environ, file=None if file is None else Path(file))
-        return make_app(self._service, limits=self._args.limits, keys=keys)
+        return make_app(self._service, limits=self._args.limits, keys=keys, board=self.board)
+
+    async def check_health(self) -> None:
+        """What Ray Serve asks; a replica that raises here is replaced. An encoder elsewhere has its own."""
+        self.begin()
+        if self._beside is not None:
+            await self._beside.check()
+
+    async def __del__(self) -> None:
+        """End the threads, when what is under way is through."""
+        await self.end()
+        if self._beside is None:
+            self._service.close()
+        else:
+            await self._beside.close()

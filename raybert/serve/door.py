@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
 from raybert.observability import LOGGER
+from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
 from raybert.serve.limits import Limits
 from raybert.serve.metrics import Meters, route_of
 from raybert.serve.security import ApiKeys
@@ -32,6 +32,8 @@ OPEN = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/do
 
 LEFT = 499
 """Told in place of a status where the client left before there was one."""
+FAULT = "raybert.fault"
+"""Where a request's scope tells of which kind its error was."""
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -69,6 +71,7 @@ class Visit:
         """Answer with an error, in the words of the route's family."""
         if self._status is not None:  # half an answer is on its way: the connection breaks off
             raise error
+        self._scope[FAULT] = error.fault.code
         status, headers, told = response_of(error, self._scope["path"], body)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": told})
@@ -79,6 +82,8 @@ class Visit:
         status = LEFT if self._status is None else self._status
         meters.requests.labels(route_of(path), str(status)).inc()
         meters.request_s.labels(route_of(path)).observe(seconds)
+        if FAULT in self._scope:
+            meters.errors.labels(self._scope[FAULT]).inc()
         logger = logging.getLogger(LOGGER)
         if logger.isEnabledFor(logging.INFO):
             facts = {

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from raybert.serve.board import Board
 from raybert.serve.desk import Desk
-from raybert.serve.door import Door, response_of
+from raybert.serve.door import FAULT, Door, response_of
 from raybert.serve.families import (
     cohere_routes,
     default_routes,
@@ -42,6 +42,7 @@ def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board) -
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    request.scope[FAULT] = error.fault.code
     status, headers, body = response_of(error, request.url.path, await request.body())
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 

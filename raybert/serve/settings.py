@@ -60,6 +60,7 @@ class ServiceArgs(BaseModel):
         budget: tokens of one forward; None takes the device's.
         threads: batches computed at once on a CPU; None takes a batch a processor, and one on a GPU.
         limits: of a request and of all of them.
+        access_log: whether each request is logged, as a line of JSON on the replica's stderr; never a body.
         api_key_file: a key a line; `RAYBERT_API_KEYS` in the environment does the same.
     """
 
@@ -72,6 +73,7 @@ class ServiceArgs(BaseModel):
     budget: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1)
     limits: Limits = Limits()
+    access_log: bool = True
     api_key_file: str | None = None
 
     @model_validator(mode="after")

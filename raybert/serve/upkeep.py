@@ -89,6 +89,9 @@ def _kind(task: Task) -> dict[str, Any]:
         pooling = "+".join(task.pooling) if isinstance(task, Embed) else str(task.options["output"])
         return {"embedding": {"pooling": pooling}}
     labels = list(getattr(task, "labels", ()))
-    maps = {"id2label": {str(at): label for at, label in enumerate(labels)}, "label2id": {label: at for at, label in enumerate(labels)}}
+    maps = {
+        "id2label": {str(at): label for at, label in enumerate(labels)},
+        "label2id": {label: at for at, label in enumerate(labels)},
+    }
     names = {"classify": "classifier", "rerank": "reranker"}
     return {names.get(task.name, task.name): maps}
