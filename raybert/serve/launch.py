@@ -1,0 +1,127 @@
+"""Bring a service up, say when it answers or why it won't, keep it up, and drain it at the end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+from ray.serve._private.api import serve_start  # what `serve run` calls: the public start has no controller options
+from ray.serve.config import gRPCOptions
+from ray.serve.schema import ApplicationStatus, ServeDeploySchema
+
+from raybert.cluster import connected, first_line
+from raybert.errors import RunFailed
+from raybert.serve.plan import arguments
+from raybert.serve.security import ApiKeys, check_exposure
+
+_POLL_S = 0.25
+_SAY_AFTER_S = 15.0
+_BAD = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
+
+
+def check_keys(schema: ServeDeploySchema, environment: dict[str, str], *, open_to_all: bool) -> None:
+    """Refuse to be open to others without keys.
+
+    Raises:
+        SettingsError: as `check_exposure`; or a file of keys is none.
+    """
+    for args in arguments(schema):
+        file = None if args.api_key_file is None else Path(args.api_key_file)
+        keys = ApiKeys.from_environment(environment, file=file)
+        check_exposure(schema.http_options.host, keys, open_to_all=open_to_all)
+
+
+@contextmanager
+def running(schema: ServeDeploySchema, *, address: str | None, say: Callable[[str], None]) -> Iterator[None]:
+    """A service for the length of the block: all of it answers, and at the end nothing under way is lost.
+
+    Args:
+        schema: checked.
+        address: of a Ray cluster; None as `raybert.cluster.connected`.
+        say: told what is waited for.
+
+    Raises:
+        RunFailed: it could not be brought up; the reason is that of the replica.
+    """
+    with connected(address):
+        try:
+            _deploy(schema)
+            _wait(schema, say)
+            yield
+        finally:
+            _drain(schema)
+
+
+def _deploy(schema: ServeDeploySchema) -> None:
+    client = serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+    )
+    client.deploy_apps(schema)
+
+
+def _wait(schema: ServeDeploySchema, say: Callable[[str], None]) -> None:
+    said = time.monotonic()
+    while True:
+        found = serve.status().applications
+        told = {application.name: found.get(application.name) for application in schema.applications}
+        for name, state in told.items():
+            if state is not None and state.status in _BAD:
+                raise RunFailed(f"application {name!r}: {_why(state)}")
+        if all(state is not None and state.status == ApplicationStatus.RUNNING for state in told.values()):
+            return
+        if time.monotonic() - said > _SAY_AFTER_S:
+            said = time.monotonic()
+            say(f"waiting for {_missing(told)}")
+        time.sleep(_POLL_S)
+
+
+def _why(state: Any) -> str:
+    """The reason of a replica where there is one, else the application's."""
+    reasons = [each.message for each in state.deployments.values() if each.status != "HEALTHY" and each.message]
+    return first_line(RuntimeError(reasons[0] if reasons else state.message))
+
+
+def _missing(told: dict[str, Any]) -> str:
+    waits = [
+        f"{name}/{deployment}{f' ({first_line(RuntimeError(each.message))})' if each.message else ''}"
+        for name, state in told.items()
+        for deployment, each in (state.deployments.items() if state is not None else ())
+        if each.status != "HEALTHY"
+    ]
+    return ", ".join(waits) or "Ray Serve"
+
+
+def _drain(schema: ServeDeploySchema) -> None:
+    """Take each application out of its route, let its replicas finish what they have, and end Ray Serve."""
+    found = serve.status().applications
+    for application in schema.applications:
+        if application.name in found:
+            serve.delete(application.name)
+    serve.shutdown()
+
+
+@contextmanager
+def until_told() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set; a second one acts as ever."""
+    told = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def tell(number: int, frame: Any) -> None:
+        told.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    for number in before:
+        signal.signal(number, tell)
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
