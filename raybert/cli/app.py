@@ -13,6 +13,7 @@ import typer
 
 from raybert.cli import flags, words
 from raybert.config import TASK_NAMES
+from raybert.errors import SettingsError
 from raybert.version import VERSION
 
 app = typer.Typer(
@@ -258,6 +259,59 @@ def parity(
 
     if not compare_and_show(output, rows=rows, seed=seed, input_uri=input, models=model or ()):
         raise typer.Exit(1)
+
+
+@app.command()
+def serve(  # noqa: PLR0913  one parameter a flag
+    context: typer.Context,
+    config: Annotated[
+        str | None, typer.Argument(help="A Ray Serve configuration; see serve_configs/.", metavar="CONFIG")
+    ] = None,
+    *,
+    model: flags.Model = None,
+    task: Annotated[str | None, typer.Option(help="What it does; embed.", metavar="TASK")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call it; the model's last part.")] = None,
+    revision: flags.Revision = None,
+    option: flags.OptionWords = None,
+    max_length: flags.MaxLength = None,
+    prompt: flags.Prompt = None,
+    dimensions: flags.Dimensions = None,
+    pooling: flags.PoolingMode = None,
+    windows: flags.Windows = None,
+    stride: flags.Stride = None,
+    aggregation: flags.Aggregation = None,
+    top_k: flags.TopK = None,
+    threshold: flags.Threshold = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    replicas: Annotated[str | None, typer.Option(help="How many; MIN:MAX scales by load.", metavar="N|MIN:MAX")] = None,
+    host: Annotated[str | None, typer.Option(help="To listen on; 127.0.0.1 where the file names none.")] = None,
+    port: Annotated[int | None, typer.Option(help="8000 where the file names none.", min=1, max=65535)] = None,
+    no_api_key: Annotated[bool, typer.Option("--no-api-key", help="Let everybody in, on any host.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Check all of it, to the last key; start nothing.")] = False,
+    address: flags.Address = None,
+) -> None:
+    """Serve heads over HTTP: OpenAI, TEI, Cohere and Hugging Face clients. With nothing given, the demo model."""
+    short = {key: context.params[key] for key in flags.SHORT}
+    given = {**short, "model": model, "task": task, "revision": revision, "option": option}
+    if config is not None and (stray := next((key for key, value in given.items() if value), None)):
+        raise SettingsError(f"--{stray.replace('_', '-')}: {config} says that itself; change it there")
+    (spec,) = words.head_specs(
+        [task or "embed"], model=model or "demo", revision=revision, options=option or (), short=short
+    )
+    from raybert.cli.serve import configuration, serve_or_check
+
+    found, place = configuration(
+        config,
+        spec,
+        name=name,
+        dtype=dtype,
+        device=device,
+        replicas=None if replicas is None else words.actor_range(replicas, "replicas"),
+        host=host,
+        port=port,
+    )
+    serve_or_check(found, place, check=check, open_to_all=no_api_key, address=address)
 
 
 @app.command()

@@ -57,7 +57,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def actor_range(text: str) -> tuple[int, int]:
+def actor_range(text: str, what: str = "actors") -> tuple[int, int]:
     """``4`` or ``1:8`` as least and most.
 
     Raises:
@@ -65,10 +65,10 @@ def actor_range(text: str) -> tuple[int, int]:
     """
     match = _RANGE.match(text.strip())
     if match is None:
-        raise SettingsError(f"actors {text!r}: takes N or MIN:MAX, such as 4 or 1:8")
+        raise SettingsError(f"{what} {text!r}: takes N or MIN:MAX, such as 4 or 1:8")
     least, most = int(match[1]), int(match[2] or match[1])
     if not 1 <= least <= most:
-        raise SettingsError(f"actors {text!r}: at least 1, and MIN at most MAX")
+        raise SettingsError(f"{what} {text!r}: at least 1, and MIN at most MAX")
     return least, most
 
 
