@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -50,6 +51,7 @@ def running(schema: ServeDeploySchema, *, address: str | None, say: Callable[[st
         RunFailed: it could not be brought up; the reason is that of the replica.
     """
     with connected(address):
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             _deploy(schema)
             _wait(schema, say)
@@ -100,12 +102,14 @@ def _missing(told: dict[str, Any]) -> str:
 
 
 def _drain(schema: ServeDeploySchema) -> None:
-    """Take each application out of its route, let its replicas finish what they have, and end Ray Serve."""
+    """Take each application out of its route and let its replicas finish what they have.
+
+    Ray Serve itself goes with a private Ray; on a cluster others may use it.
+    """
     found = serve.status().applications
     for application in schema.applications:
         if application.name in found:
             serve.delete(application.name)
-    serve.shutdown()
 
 
 @contextmanager
