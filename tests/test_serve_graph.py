@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2 as httpx
@@ -14,7 +17,7 @@ import pytest
 import raybert
 from raybert.serve.app import build
 from raybert.serve.settings import ServiceArgs
-from tests.jobs import small_ray
+from tests.jobs import Cli, run_cli, small_ray, wait_for
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -55,6 +58,18 @@ def url_fixture(models: tuple[Path, Path], request: pytest.FixtureRequest) -> It
         serve.shutdown()
 
 
+def test_health_metrics_and_what_is_served(url: str) -> None:
+    assert httpx.get(f"{url}/livez").status_code == httpx.get(f"{url}/readyz", timeout=60).status_code == 200
+    assert httpx.get(f"{url}/info", params={"model": "short"}).json()["max_input_length"] == 8
+    assert httpx.post(f"{url}/embed", json={"inputs": "a text"}).status_code == 200
+
+    def told() -> bool:
+        text = httpx.get(f"{url}/metrics").text
+        return 'raybert_requests_total{route="/embed",status="200"} 1.0' in text and "raybert_batch_tokens_sum" in text
+
+    wait_for(told, "the metrics of every process", within_s=30)
+
+
 def test_answers_are_those_of_the_heads(url: str, models: tuple[Path, Path]) -> None:
     texts = ["", "a text", *stdlib_docstrings(30)]
     with openai.OpenAI(base_url=f"{url}/v1", api_key="unused") as client:
@@ -70,3 +85,45 @@ def test_errors_are_those_of_the_family(url: str) -> None:
     response = httpx.post(f"{url}/v1/embeddings", json={"model": "shor", "input": "a"})
     assert response.status_code == 404
     assert response.json()["error"]["message"] == "model 'shor': unknown; did you mean 'short'?"
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.timeout(400)
+def test_the_command_serves_and_drains(models: tuple[Path, Path]) -> None:
+    """Every request that was let in before SIGTERM is answered; nothing is left, and stdout has one line."""
+    port, texts = free_port(), stdlib_docstrings(400)
+    url = f"http://127.0.0.1:{port}"
+    words = ("serve", "--model", models[0], "--name", "vec", "--dtype", "float32", "--port", port)
+    with Cli(*words) as cli, ThreadPoolExecutor(8) as clients:
+        cli.until(lambda: ready(url), "it is ready")
+        begun = [clients.submit(httpx.post, f"{url}/embed", json={"inputs": texts}, timeout=120) for _ in range(8)]
+        cli.until(lambda: held(url) > 0, "requests under way")
+        cli.process.send_signal(signal.SIGTERM)
+        statuses = [each.result().status_code for each in begun]
+        done = cli.finish()
+    assert statuses == [200] * 8
+    assert (done.code, done.out) == (0, f"ready: {url} serves vec\n"), done.err
+    assert done.errors == ["draining: what is under way is answered, then the service ends"]
+
+
+def held(url: str) -> float:
+    text = httpx.get(f"{url}/metrics", timeout=30).text
+    return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("raybert_held_tokens "))
+
+
+def test_a_service_that_cannot_start_says_why(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """A checkpoint whose weights are damaged passes the check, which reads none; the replica's reason is told."""
+    broken = shutil.copytree(models[0], tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = run_cli("serve", "--model", broken, "--port", free_port())
+    assert (done.code, done.out) == (1, "")
+    (line,) = done.errors
+    assert line.startswith("error: ")
+    assert "model.safetensors" in line
