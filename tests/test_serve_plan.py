@@ -117,7 +117,7 @@ def test_nobody_is_open_to_others_by_accident(
     if fine:
         launch.check_keys(schema, env, open_to_all=open_to_all)
         return
-    with pytest.raises(SettingsError, match="without an API key; set RAYBERT_API_KEYS or --api-key-file"):
+    with pytest.raises(SettingsError, match="without an API key; set RAYBERT_API_KEYS, or api_key_file"):
         launch.check_keys(schema, env, open_to_all=open_to_all)
 
 

@@ -118,8 +118,8 @@ def check_exposure(host: str, keys: ApiKeys, *, open_to_all: bool) -> None:
     if keys or open_to_all or _is_loopback(host):
         return
     raise SettingsError(
-        f"host {host}: others could use it without an API key; set {KEYS_VARIABLE} or --api-key-file, "
-        "bind 127.0.0.1, or pass --no-api-key"
+        f"host {host}: others could use it without an API key; set {KEYS_VARIABLE}, or api_key_file in a "
+        "configuration, bind 127.0.0.1, or pass --no-api-key"
     )
 
 
