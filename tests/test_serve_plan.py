@@ -74,6 +74,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "dtype": (lambda c: application(c)["args"].update(dtype="float23"), "args: dtype"),
     "task": (lambda c: application(c)["args"]["heads"][0].update(task="embedd"), "embedd"),
+    "served name": (
+        lambda c: application(c)["args"]["heads"][0].update(name="a/b"),
+        "head 'a/b': clients could not ask for it; name it with letters",
+    ),
     "none": (lambda c: c.update(applications=[]), "here: applications: there is none"),
     "option": (
         lambda c: application(c)["args"]["heads"][0].update(options={"poling": "cls"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from raybert.config import DEVICES, DTYPES, HeadSpec, one_of, task_name
 from raybert.errors import SettingsError
 from raybert.serve.limits import Limits
+
+_NAME = re.compile(r"[\w.:@-]{1,128}")  # it stands in paths, and in keys of readings
 
 
 class HeadArgs(BaseModel):
@@ -87,6 +90,10 @@ class ServiceArgs(BaseModel):
         except SettingsError as error:
             raise ValueError(str(error)) from None
         for name in names:
+            if not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"head {name!r}: clients could not ask for it; name it with letters, digits, . _ : @ -"
+                )
             if names.count(name) > 1:
                 raise ValueError(f"head {name!r}: named twice; give one of them another name")
         return self
