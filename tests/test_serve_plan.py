@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "task": (lambda c: application(c)["args"]["heads"][0].update(task="embedd"), "embedd"),
     "served name": (
         lambda c: application(c)["args"]["heads"][0].update(name="a/b"),
-        "head 'a/b': clients could not ask for it; name it with letters",
+        "head 'a/b': clients can't ask for it; name it with letters",
     ),
     "none": (lambda c: c.update(applications=[]), "here: applications: there is none"),
     "option": (

@@ -253,11 +253,14 @@ def parity(
     model: Annotated[
         list[str] | None, typer.Option(help="Where a head's checkpoint lies now; repeat for more.", metavar="NAME=PATH")
     ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="A service that answers; RAYBERT_API_KEY opens it.", metavar="URL")
+    ] = None,
 ) -> None:
     """Answer a sample of a run's rows anew and compare every column; exit 1 names rows that differ."""
     from raybert.cli.parity import compare_and_show
 
-    if not compare_and_show(output, rows=rows, seed=seed, input_uri=input, models=model or ()):
+    if not compare_and_show(output, rows=rows, seed=seed, input_uri=input, models=model or (), url=url):
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -10,13 +11,23 @@ from raybert.data.parity import Compared, ParityReport, parity
 from raybert.errors import SettingsError
 
 
-def compare_and_show(output: str, *, rows: int, seed: int, input_uri: str | None, models: Sequence[str]) -> bool:
+def compare_and_show(
+    output: str, *, rows: int, seed: int, input_uri: str | None, models: Sequence[str], url: str | None
+) -> bool:
     """Compare a run's rows; what differs goes to stderr, the figures to stdout.
 
     Returns:
         Whether nothing differs.
     """
-    report = parity(output, rows=rows, seed=seed, input=input_uri, models=model_places(models))
+    report = parity(
+        output,
+        rows=rows,
+        seed=seed,
+        input=input_uri,
+        models=model_places(models),
+        url=url,
+        api_key=os.environ.get("RAYBERT_API_KEY"),
+    )
     for line in (*report.notes, *report.left_out):
         sys.stderr.write(f"raybert: {line}\n")
     compared = (*report.heads, report.input)

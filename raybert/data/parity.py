@@ -1,7 +1,7 @@
 """Parity: do a run's heads answer today what stands in its parts?
 
 A sample of the run's rows is read from the input again and answered anew, and every column is compared. Who answers
-is one callable, `Answer`: in place of this process it may be a client of an endpoint.
+is one callable, `Answer`: this process, or a client of an endpoint.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from raybert.data.compare import (
     stored_forms,
     told,
 )
+from raybert.data.endpoint import Endpoint
 from raybert.data.files import input_root
 from raybert.data.manifest import NAME as MANIFEST
 from raybert.data.manifest import Head, Manifest, load
@@ -130,6 +131,8 @@ def parity(
     input: str | None = None,  # noqa: A002  the outer contract's name
     models: Mapping[str, str] | None = None,
     answer: Answer | None = None,
+    url: str | None = None,
+    api_key: str | None = None,
 ) -> ParityReport:
     """Answer a sample of a run's rows anew and compare every column.
 
@@ -141,9 +144,12 @@ def parity(
             manifest's.
         models: head name -> where its checkpoint lies now; heads that are not named take the manifest's.
         answer: who answers; None loads the heads into this process.
+        url: of a service that answers instead.
+        api_key: where the service asks for one.
 
     Raises:
-        UsageError: no run, no row to compare, or an option that can't be meant.
+        UsageError: no run, no row to compare, or an option that can't be meant; the service has other heads.
+        RunFailed: the service fails.
         CheckpointError: a checkpoint is gone, or another one than the run's.
         InputError: the input is gone, or no file of the sample is as it was.
         OutputError: a part can't be read.
@@ -164,6 +170,8 @@ def parity(
     spec = read_spec(root, InputSchema.from_json(settings["columns"]), settings)
     sample = take_sample(store, manifest, receipts, spec, rows=rows, seed=seed)
     notes: tuple[str, ...] = ()
+    if url is not None:
+        answer = Endpoint(url, tasks, manifest.engine["dtype"], api_key=api_key)
     if answer is not None:
         heads = compare_heads(manifest, tasks, sample, answer)
     else:

@@ -91,9 +91,7 @@ class ServiceArgs(BaseModel):
             raise ValueError(str(error)) from None
         for name in names:
             if not _NAME.fullmatch(name):
-                raise ValueError(
-                    f"head {name!r}: clients could not ask for it; name it with letters, digits, . _ : @ -"
-                )
+                raise ValueError(f"head {name!r}: clients can't ask for it; name it with letters, digits, . _ : @ -")
             if names.count(name) > 1:
                 raise ValueError(f"head {name!r}: named twice; give one of them another name")
         return self
