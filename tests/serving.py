@@ -56,7 +56,7 @@ def served(
 
 
 @contextmanager
-def every_head(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def every_head(folder: Path, **options: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """A server with a head of every kind, and what each head answers in this process, by name."""
     labels = {"config": {"id2label": {str(at): f"label {at}" for at in range(3)}}}
     parts = ("classifier", "qa", "masked-lm", "next-sentence")
@@ -77,7 +77,7 @@ def every_head(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     }
     with ExitStack() as stack:
         local = {}
-        for name, (model, task, *options) in heads.items():
-            one = raybert.load(model, task, dtype="float32", device="cpu", threads=1, **dict(*options))
+        for name, (model, task, *own) in heads.items():
+            one = raybert.load(model, task, dtype="float32", device="cpu", threads=1, **dict(*own))
             local[name] = stack.enter_context(one)
-        yield stack.enter_context(served(heads)), local
+        yield stack.enter_context(served(heads, **options)), local

@@ -59,7 +59,7 @@ def made_fixture(heads: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
 def renamed(heads: dict[str, Any]) -> dict[str, Any]:
     """Heads are found by what they are, whatever they are called."""
-    return {f"served-{name}": head for name, head in heads.items()}
+    return {f"served_{name}": head for name, head in heads.items()}
 
 
 def test_rows_of_every_head(made: Path, heads: dict[str, Any], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +69,7 @@ def test_rows_of_every_head(made: Path, heads: dict[str, Any], cli: Cli, monkeyp
         assert [each.name for each in report.heads] == list(heads)
         assert {each.rows for each in report.heads} == {63}
         monkeypatch.setenv("RAYBERT_API_KEY", KEY)
-        done = cli("parity", made, "--rows", 5, "--url", url)
+        done = cli("parity", str(made), "--rows", 5, "--url", url)
         assert done.code == 0, done.err
         assert done.out.endswith("ok: 5 rows of 3 parts\n")
         with pytest.raises(UsageError, match="401"):
@@ -79,9 +79,13 @@ def test_rows_of_every_head(made: Path, heads: dict[str, Any], cli: Cli, monkeyp
 def test_another_head_is_refused(made: Path, heads: dict[str, Any], cli: Cli) -> None:
     model, task, _ = heads["vec"]
     with served({**heads, "vec": (model, task, {"normalize": False})}) as url:
-        done = cli("parity", made, "--url", url)
-    assert_one_line(done, 2, "head vec: http://127.0.0.1", "serves no head of the run's fingerprint")
-    assert_one_line(cli("parity", made, "--url", url), 2, f"{url}/info: no raybert answers there")
+        done = cli("parity", str(made), "--url", url)
+    assert_one_line(done, 2)
+    assert "head vec: http://127.0.0.1" in done.err
+    assert "serves no head of the run's fingerprint" in done.err
+    gone = cli("parity", str(made), "--url", url)
+    assert_one_line(gone, 2)
+    assert f"{url}/info: no raybert answers there" in gone.err
 
 
 @contextmanager

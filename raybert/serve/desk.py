@@ -70,7 +70,7 @@ class Desk:
             ServiceError: there is none, or several.
         """
         if model is not None:
-            task = self.service.task(model)
+            task = self.service.head(model)
             if not kind(task):
                 raise ServiceError(Fault.MODEL, f"model {model!r}: it does {task.name}, not this", param="model")
             return model

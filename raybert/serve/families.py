@@ -205,7 +205,7 @@ class HuggingFace:
 
     async def answer(self, name: str, request: huggingface.TaskRequest) -> Response:
         """One head's answers to one input or a list of them."""
-        task = self._desk.service.task(name)
+        task = self._desk.service.head(name)
         asked = request.asked()
         options = huggingface.options(task.name, asked)
         sought = huggingface.similarity(request.inputs) if pooled(task) else None
@@ -272,7 +272,7 @@ def label_routes(desk: Desk) -> APIRouter:
 
 
 def _key(desk: Desk, head: str, options: Mapping[str, Any]) -> str:
-    desk.service.task(head)
+    desk.service.head(head)
     return read_as(desk, head, options)
 
 

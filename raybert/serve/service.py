@@ -197,16 +197,23 @@ class Service:
         """What decides the bits of a head's answers."""
         return await self._computes[self._trunk_of[name]].facts()
 
-    def task(self, name: str) -> Task:
-        """The head of that name, or of that key as it reads.
+    def head(self, name: str) -> Task:
+        """The head that a client means by a name.
 
         Raises:
-            ServiceError: there is none, or an option of the key has no meaning.
+            ServiceError: there is none.
         """
-        head, _ = parse_key(name)
-        if head not in self.tasks:
-            hint = nearest(head, self.tasks) or f"; there is {', '.join(self.tasks)}"
-            raise ServiceError(Fault.UNKNOWN, f"model {head!r}: unknown{hint}", param="model")
+        if name not in self.tasks:
+            hint = nearest(name, self.tasks) or f"; there is {', '.join(self.tasks)}"
+            raise ServiceError(Fault.UNKNOWN, f"model {name[:128]!r}: unknown{hint}", param="model")
+        return self.tasks[name]
+
+    def task(self, name: str) -> Task:
+        """The head of a key as it reads; a key is ours, a name that a client sent goes through `head`.
+
+        Raises:
+            ServiceError: an option of the key has no meaning.
+        """
         try:
             return self._readings[name]
         except SettingsError as error:

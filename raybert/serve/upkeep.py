@@ -55,7 +55,7 @@ async def about(desk: Desk, head: str) -> dict[str, Any]:
     Raises:
         ServiceError: there is none of that name.
     """
-    task, limits = desk.service.task(head), desk.limits
+    task, limits = desk.service.head(head), desk.limits
     folder = task.checkpoint.path
     settings = await desk.service.facts(head)
     return {
