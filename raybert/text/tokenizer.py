@@ -70,8 +70,7 @@ class Tokenizer:
         if lower_case:
             lower_first(self.backend)
         self.max_length = max_length
-        self.files = definition.files
-        self._folder = definition.folder
+        self.files, self._folder = definition.files, definition.folder
         added = self.backend.get_added_tokens_decoder()
         self.vocabulary = definition.vocabulary | {token.content: index for index, token in added.items()}
         self.vocab_size = 1 + max(self.vocabulary.values())
