@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 import raybert
@@ -81,3 +82,19 @@ def every_head(folder: Path, **options: Any) -> Iterator[tuple[str, dict[str, An
             one = raybert.load(model, task, dtype="float32", device="cpu", threads=1, **dict(*own))
             local[name] = stack.enter_context(one)
         yield stack.enter_context(served(heads, **options)), local
+
+
+@pytest.fixture(scope="module", name="both")
+def both_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Any]]]:
+    with every_head(tmp_path_factory.mktemp("heads")) as found:
+        yield found
+
+
+@pytest.fixture(name="url")
+def url_fixture(both: tuple[str, dict[str, Any]]) -> str:
+    return both[0]
+
+
+@pytest.fixture(name="local")
+def local_fixture(both: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    return both[1]

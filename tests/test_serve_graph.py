@@ -13,8 +13,10 @@ import httpx2 as httpx
 import numpy as np
 import openai
 import pytest
+import yaml
 
 import raybert
+from raybert.serve import plan
 from raybert.serve.app import build
 from raybert.serve.settings import ServiceArgs
 from tests.jobs import Cli, run_cli, small_ray, wait_for
@@ -115,6 +117,23 @@ def test_the_command_serves_and_drains(models: tuple[Path, Path]) -> None:
 def held(url: str) -> float:
     text = httpx.get(f"{url}/metrics", timeout=30).text
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("raybert_held_tokens "))
+
+
+@pytest.mark.timeout(300)
+def test_ctrl_c_while_it_waits_for_a_place(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """A cluster that is too small is told, again and again; whoever has seen enough gets out at once."""
+    config = plan.of_heads(
+        [{"task": "embed", "model": str(models[0])}], dtype="auto", device="cpu", replicas=(1, 1), threads=1
+    )
+    config["applications"][0]["deployments"][0]["ray_actor_options"] = {"num_cpus": 1000}
+    file = tmp_path / "large.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with Cli("serve", file, "--port", free_port()) as cli:
+        cli.until(lambda: "waiting for raybert/ingress" in cli.told(), "it says what it waits for")
+        cli.process.send_signal(signal.SIGINT)
+        done = cli.finish()
+    assert (done.code, done.out) == (130, "")
+    assert done.errors == ["interrupted"]
 
 
 def test_a_service_that_cannot_start_says_why(models: tuple[Path, Path], tmp_path: Path) -> None:

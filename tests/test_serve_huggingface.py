@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import httpx2 as httpx
 import huggingface_hub
@@ -15,25 +14,9 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from langchain_openai import OpenAIEmbeddings
 
-from tests.serving import every_head
+from tests.serving import both_fixture, local_fixture, url_fixture  # noqa: F401  fixtures
 from tests.test_serve_tei import LONG, TEXTS, like, post
 from tests.tiny import stdlib_docstrings
-
-
-@pytest.fixture(scope="module", name="both")
-def both_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Any]]]:
-    with every_head(tmp_path_factory.mktemp("heads")) as found:
-        yield found
-
-
-@pytest.fixture(name="url")
-def url_fixture(both: tuple[str, dict[str, Any]]) -> str:
-    return both[0]
-
-
-@pytest.fixture(name="local")
-def local_fixture(both: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    return both[1]
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +129,8 @@ def test_what_the_client_has_no_call_for(url, local):
             "parameters.aggregation: unknown to ner",
         ),
         ("people", {"inputs": "a", "parameters": {"aggregation_strategy": "best"}}, 422, "aggregation"),
+        ("vec", {"inputs": "a", "parameters": {"truncate": "no"}}, 422, "parameters.truncate: takes one of"),
+        ("vec", {"inputs": "a", "encoding_format": "int8"}, 422, "parameters.encoding_format: takes one of"),
         ("people", {"inputs": 3}, 422, "inputs: ner takes a text"),
         ("people", {"inputs": ["a", 3]}, 422, "inputs[1]: ner takes a text"),
         ("answers", {"inputs": "a"}, 422, "inputs: qa takes"),

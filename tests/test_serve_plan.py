@@ -45,15 +45,15 @@ def application(config: dict[str, Any]) -> dict[str, Any]:
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "top": (
         lambda c: c.update(aplications=[]),
-        "here: aplications: Ray Serve has no such key; did you mean 'applications'",
+        "here: aplications: unknown; did you mean 'applications'",
     ),
     "http": (
         lambda c: c["http_options"].update(prot=1),
-        "here: http_options.prot: Ray Serve has no such key; did you mean 'port'",
+        "here: http_options.prot: unknown; did you mean 'port'",
     ),
     "deployment": (
         lambda c: application(c)["deployments"][0].update(max_queue_requests=3),
-        "deployments.0.max_queue_requests: Ray Serve has no such key; did you mean 'max_queued_requests'",
+        "deployments.0.max_queue_requests: unknown; did you mean 'max_queued_requests'",
     ),
     "value": (lambda c: c["http_options"].update(port="x"), "here: http_options.port: "),
     "name": (

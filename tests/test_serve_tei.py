@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import cohere
@@ -12,27 +11,11 @@ import numpy as np
 import pytest
 
 import raybert
-from tests.serving import every_head
+from tests.serving import both_fixture, local_fixture, url_fixture  # noqa: F401  fixtures
 from tests.tiny import stdlib_docstrings
 
 TEXTS = ["", "a text", *stdlib_docstrings(12)]
 LONG = "word " * 300 + "and the end of it"
-
-
-@pytest.fixture(scope="module", name="both")
-def both_fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Any]]]:
-    with every_head(tmp_path_factory.mktemp("heads")) as found:
-        yield found
-
-
-@pytest.fixture(name="url")
-def url_fixture(both: tuple[str, dict[str, Any]]) -> str:
-    return both[0]
-
-
-@pytest.fixture(name="local")
-def local_fixture(both: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    return both[1]
 
 
 def post(url: str, **body: Any) -> Any:

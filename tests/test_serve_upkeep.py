@@ -107,9 +107,9 @@ def test_the_ledger_adds_up_and_forgets_nothing_but_what_was_under_way() -> None
     clock = Clock()
     ledger, requests = Ledger(clock), ("raybert_requests_total", (("route", "/embed"), ("status", "200")))
     one, other = counted(3, 10), counted(5, 20)
-    ledger.push("one", one.snapshot())
-    ledger.push("other", other.snapshot())
-    found = values(ledger.text())
+    asyncio.run(ledger.push("one", one.snapshot()))
+    asyncio.run(ledger.push("other", other.snapshot()))
+    found = values(asyncio.run(ledger.text()))
     assert found[requests] == 8
     assert found["raybert_waiting_tokens", ()] == 30
     assert found["raybert_replicas", (("kind", "encoder"),)] == 2
@@ -117,13 +117,13 @@ def test_the_ledger_adds_up_and_forgets_nothing_but_what_was_under_way() -> None
     assert found["raybert_batch_tokens_bucket", (("le", "+Inf"),)] == 2
     clock.now += GONE_AFTER_S + 1
     other.requests.labels("/embed", "200").inc()
-    ledger.push("other", other.snapshot())
-    found = values(ledger.text())
+    asyncio.run(ledger.push("other", other.snapshot()))
+    found = values(asyncio.run(ledger.text()))
     assert found[requests] == 9
     assert found["raybert_waiting_tokens", ()] == 20
     assert found["raybert_replicas", (("kind", "encoder"),)] == 1
-    ledger.push("one", one.snapshot())  # it was only silent
-    assert values(ledger.text())[requests] == 9
+    asyncio.run(ledger.push("one", one.snapshot()))  # it was only silent
+    assert values(asyncio.run(ledger.text()))[requests] == 9
 
 
 def test_labels_are_few_whatever_is_asked() -> None:

@@ -79,7 +79,7 @@ def serve_or_check(
     if check:
         sys.stdout.write(f"ok: {place}: {', '.join(heads)}\n")
         return
-    with launch.until_told() as told, launch.running(schema, address=address, say=_say):
+    with launch.until_told() as told, launch.running(schema, address=address, told=told, say=_say):
         http = schema.http_options
         sys.stdout.write(f"ready: http://{http.host}:{http.port} serves {', '.join(heads)}\n")
         sys.stdout.flush()

@@ -5,7 +5,8 @@ from typing import Any
 
 from ray import serve
 
-from raybert.serve.deployments import Encoder, Ingress, LedgerKeeper, open_tasks
+from raybert.serve.deployments import Encoder, Ingress, open_tasks
+from raybert.serve.metrics import Ledger
 from raybert.serve.settings import ServiceArgs
 from raybert.tasks.program import group_heads
 
@@ -22,7 +23,7 @@ def build(args: ServiceArgs) -> serve.Application:
         SettingsError: an option is unknown or out of range.
     """
     drain = {"graceful_shutdown_wait_loop_s": 0.5, "graceful_shutdown_timeout_s": args.limits.deadline_s + 5}
-    ledger = _deployment(LedgerKeeper, "metrics", num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
+    ledger = _deployment(Ledger, "metrics", num_replicas=1, ray_actor_options={"num_cpus": 0}).bind()
     ingress = _deployment(serve.ingress()(Ingress), "ingress", **_HEALTH, **drain)
     if args.form == "collocated":
         return ingress.bind(args, {}, ledger)

@@ -21,31 +21,16 @@ class AddsUp(Protocol):
         ...
 
 
-class OwnLedger:
-    """The ledger of a service of one process."""
-
-    def __init__(self) -> None:
-        self._ledger = Ledger()
-
-    async def push(self, source: str, snapshot: Snapshot) -> None:
-        """As `Ledger.push`."""
-        self._ledger.push(source, snapshot)
-
-    async def text(self) -> bytes:
-        """As `Ledger.text`."""
-        return self._ledger.text()
-
-
 class Board:
     """A process's meters, sent to the ledger once a second while `keep_telling` runs, and at each scrape.
 
     Args:
-        ledger: adds up.
+        ledger: adds up; one of its own where the service is one process.
     """
 
     def __init__(self, ledger: AddsUp | None = None) -> None:
         self.meters = Meters()
-        self._ledger = ledger or OwnLedger()
+        self._ledger = ledger or Ledger()
         self._source = secrets.token_hex(8)
 
     async def tell(self) -> None:

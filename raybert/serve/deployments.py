@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from raybert.serve.board import Board
 from raybert.serve.collocated import Collocated, TrunkEncoder
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.health import HANGS_S, Unhealthy
-from raybert.serve.metrics import Ledger, Snapshot
+from raybert.serve.metrics import Snapshot
 from raybert.serve.readings import Readings
 from raybert.serve.routes import make_app
 from raybert.serve.security import ApiKeys
@@ -34,28 +34,14 @@ from raybert.text.encoding import Sequences
 _LAST_WORD_S = 2.0
 
 
-def open_tasks(args: ServiceArgs) -> dict[str, Task]:
-    """The heads by the names under which they are served; no weight is read."""
-    return {head.served_name: make_task(head.spec()) for head in args.heads}
+def open_tasks(args: ServiceArgs, names: Container[str] | None = None) -> dict[str, Task]:
+    """The heads by the names under which they are served, or those of these names; no weight is read."""
+    heads = [head for head in args.heads if names is None or head.served_name in names]
+    return {head.served_name: make_task(head.spec()) for head in heads}
 
 
 def _settings(args: ServiceArgs, tasks: Mapping[str, Task]) -> EngineSettings:
     return choose_settings(device=args.device, dtype=args.dtype, budget=args.budget, tasks=tasks.values())
-
-
-class LedgerKeeper:
-    """Adds up what all processes of the application counted: a deployment of one small replica."""
-
-    def __init__(self) -> None:
-        self._ledger = Ledger()
-
-    async def push(self, source: str, snapshot: Snapshot) -> None:
-        """As `Ledger.push`."""
-        self._ledger.push(source, snapshot)
-
-    async def text(self) -> bytes:
-        """As `Ledger.text`."""
-        return self._ledger.text()
 
 
 class RemoteLedger:
@@ -113,7 +99,7 @@ class Encoder(Replica):
     def __init__(self, args: ServiceArgs, names: tuple[str, ...], ledger: DeploymentHandle[Any]) -> None:
         limit_worker_threads()
         super().__init__("encoder", ledger)
-        tasks = {name: task for name, task in open_tasks(args).items() if name in names}
+        tasks = open_tasks(args, names)
         settings = _settings(args, tasks)
         workers = args.threads or default_threads(settings)
         self._encoder = TrunkEncoder(tasks, settings, Readings(tasks), self.board.meters, workers=workers)

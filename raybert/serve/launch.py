@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import serve
-from ray.serve._private.api import serve_start  # what `serve run` calls: the public start has no controller options
+from ray.serve._private.api import serve_start  # what `serve run` calls: configurations have no public door
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ApplicationStatus, ServeDeploySchema
 
@@ -39,22 +39,26 @@ def check_keys(schema: ServeDeploySchema, environment: dict[str, str], *, open_t
 
 
 @contextmanager
-def running(schema: ServeDeploySchema, *, address: str | None, say: Callable[[str], None]) -> Iterator[None]:
+def running(
+    schema: ServeDeploySchema, *, address: str | None, told: threading.Event, say: Callable[[str], None]
+) -> Iterator[None]:
     """A service for the length of the block: all of it answers, and at the end nothing under way is lost.
 
     Args:
         schema: checked.
         address: of a Ray cluster; None as `raybert.cluster.connected`.
-        say: told what is waited for.
+        told: set when somebody wants it to end, also before all of it answers.
+        say: hears what is waited for.
 
     Raises:
+        KeyboardInterrupt: it was to end before it began.
         RunFailed: it could not be brought up; the reason is that of the replica.
     """
     with connected(address):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
             _deploy(schema)
-            _wait(schema, say)
+            _wait(schema, told, say)
             yield
         finally:
             _drain(schema)
@@ -65,24 +69,26 @@ def _deploy(schema: ServeDeploySchema) -> None:
         http_options=schema.http_options.model_dump(),
         proxy_location=schema.proxy_location,
         grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
     )
     client.deploy_apps(schema)
 
 
-def _wait(schema: ServeDeploySchema, say: Callable[[str], None]) -> None:
+def _wait(schema: ServeDeploySchema, told: threading.Event, say: Callable[[str], None]) -> None:
     said = time.monotonic()
     while True:
         found = serve.status().applications
-        told = {application.name: found.get(application.name) for application in schema.applications}
-        for name, state in told.items():
+        states = {application.name: found.get(application.name) for application in schema.applications}
+        for name, state in states.items():
             if state is not None and state.status in _BAD:
                 raise RunFailed(f"application {name!r}: {_why(state)}")
-        if all(state is not None and state.status == ApplicationStatus.RUNNING for state in told.values()):
+        if all(state is not None and state.status == ApplicationStatus.RUNNING for state in states.values()):
             return
         if time.monotonic() - said > _SAY_AFTER_S:
             said = time.monotonic()
-            say(f"waiting for {_missing(told)}")
-        time.sleep(_POLL_S)
+            say(f"waiting for {_missing(states)}")
+        if told.wait(_POLL_S):
+            raise KeyboardInterrupt
 
 
 def _why(state: Any) -> str:
@@ -91,10 +97,10 @@ def _why(state: Any) -> str:
     return first_line(RuntimeError(reasons[0] if reasons else state.message))
 
 
-def _missing(told: dict[str, Any]) -> str:
+def _missing(states: dict[str, Any]) -> str:
     waits = [
         f"{name}/{deployment}{f' ({first_line(RuntimeError(each.message))})' if each.message else ''}"
-        for name, state in told.items()
+        for name, state in states.items()
         for deployment, each in (state.deployments.items() if state is not None else ())
         if each.status != "HEALTHY"
     ]

@@ -100,7 +100,7 @@ class _Source:
 
 
 class Ledger:
-    """Adds up what processes counted.
+    """Adds up what processes counted; on Ray Serve a deployment of one small replica, hence its coroutines.
 
     Args:
         clock: seconds, for tests.
@@ -110,11 +110,11 @@ class Ledger:
         self._clock = clock
         self._sources: dict[str, _Source] = {}
 
-    def push(self, source: str, snapshot: Snapshot) -> None:
+    async def push(self, source: str, snapshot: Snapshot) -> None:
         """A process says what it has counted since it began."""
         self._sources[source] = _Source(snapshot, self._clock())
 
-    def text(self) -> bytes:
+    async def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
         now = self._clock()
         return rendered(_added(source.told(gone=now - source.at > GONE_AFTER_S) for source in self._sources.values()))

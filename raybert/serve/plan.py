@@ -73,9 +73,7 @@ def checked(config: Mapping[str, Any], place: str) -> ServeDeploySchema:
         SettingsError: a key or value has no meaning.
         CheckpointError: a head's model can't be found or honoured.
     """
-    for stray, known in _strays(ServeDeploySchema, config, ""):
-        hint = nearest(stray.rpartition(".")[2], known) or f"; there is {', '.join(sorted(known))}"
-        raise SettingsError(f"{place}: {stray}: Ray Serve has no such key{hint}")
+    _refuse_strays(ServeDeploySchema, config, f"{place}: ")
     try:
         schema = ServeDeploySchema.model_validate(config)
     except ValidationError as error:
@@ -98,9 +96,7 @@ def arguments(schema: ServeDeploySchema) -> list[ServiceArgs]:
 
 
 def _check_own(args: Mapping[str, Any], deployments: Sequence[str], place: str) -> None:
-    for stray, known in _strays(ServiceArgs, args, "args."):
-        hint = nearest(stray.rpartition(".")[2], known) or f"; there is {', '.join(sorted(known))}"
-        raise SettingsError(f"{place}.{stray}: unknown{hint}")
+    _refuse_strays(ServiceArgs, args, f"{place}.args.")
     try:
         parsed = ServiceArgs.model_validate(args)
     except ValidationError as error:
@@ -123,6 +119,12 @@ def first_complaint(error: ValidationError) -> str:
     where = ".".join(str(word) for word in first["loc"])
     said = first["msg"].removeprefix("Value error, ")
     return f"{where}: {said}" if where else said
+
+
+def _refuse_strays(model: type[BaseModel], value: Any, place: str) -> None:
+    for stray, known in _strays(model, value, ""):
+        hint = nearest(stray.rpartition(".")[2], known) or f"; there is {', '.join(sorted(known))}"
+        raise SettingsError(f"{place}{stray}: unknown{hint}")
 
 
 def _strays(model: type[BaseModel], value: Any, place: str) -> Iterator[tuple[str, set[str]]]:

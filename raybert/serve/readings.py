@@ -7,10 +7,9 @@ and encoder; each makes the task of a key when it first meets it.
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 from raybert.engine import Head, Trunk
 from raybert.errors import SettingsError
@@ -46,8 +45,6 @@ CHANGEABLE: Mapping[str, frozenset[str]] = {
 }
 """What a request may change, by task. The rest is the server's."""
 
-Made = TypeVar("Made")
-
 
 def key_of(head: str, options: Mapping[str, Any]) -> str:
     """The key of a head with these options changed; those that are None are as the server has them."""
@@ -61,27 +58,6 @@ def parse_key(key: str) -> tuple[str, dict[str, Any]]:
     return head, json.loads(options) if options else {}
 
 
-class Lately(Generic[Made]):
-    """Remembers what was made for the keys that were used last; several threads may ask at once."""
-
-    def __init__(self, make: Callable[[str], Made], most: int = MOST_KEPT) -> None:
-        self._make, self._most = make, most
-        self._made: OrderedDict[str, Made] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getitem__(self, key: str) -> Made:
-        with self._lock:
-            if key in self._made:
-                self._made.move_to_end(key)
-                return self._made[key]
-        made = self._make(key)  # two threads may make it twice; both are right
-        with self._lock:
-            self._made[key] = made
-            while len(self._made) > self._most:
-                self._made.popitem(last=False)
-        return made
-
-
 class Readings:
     """The tasks of readings.
 
@@ -91,7 +67,7 @@ class Readings:
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self._tasks = tasks
-        self._varied: Lately[Task] = Lately(self._vary)
+        self._varied = lru_cache(MOST_KEPT)(self._vary)
 
     def __getitem__(self, key: str) -> Task:
         """The task of a key.
@@ -100,7 +76,7 @@ class Readings:
             KeyError: no such head is served.
             SettingsError: an option is unknown, out of range, or not a request's to change.
         """
-        return self._tasks[key] if key in self._tasks else self._varied[key]
+        return self._tasks[key] if key in self._tasks else self._varied(key)
 
     def _vary(self, key: str) -> Task:
         head, options = parse_key(key)
@@ -139,9 +115,12 @@ class ReadingTrunk:
 
     def __init__(self, trunk: Trunk, heads: frozenset[str], readings: Readings) -> None:
         self._trunk, self._names, self._readings = trunk, heads, readings
-        self._heads: Lately[Head] = Lately(lambda key: trunk.ready(readings[key]))
+        self._ready = lru_cache(MOST_KEPT)(self._make_ready)
 
     def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:
         """As `raybert.engine.Trunk.run`, by keys of readings."""
-        others = {key: self._heads[key] for key in parts if key not in self._names}
+        others = {key: self._ready(key) for key in parts if key not in self._names}
         return self._trunk.run(sequences, parts, others=others)
+
+    def _make_ready(self, key: str) -> Head:
+        return self._trunk.ready(self._readings[key])

@@ -68,8 +68,8 @@ PARAMETERS: Mapping[str, Mapping[str, str]] = {
 }
 """Task -> the client's name of a parameter -> ours of the option."""
 
-_CALLS_OWN = frozenset({"truncate", "encoding_format"})
-"""What says how one request is answered, and not how the head reads."""
+_CALLS_OWN: Mapping[str, tuple[Any, ...]] = {"truncate": (True, False), "encoding_format": ("float", "base64")}
+"""What says how one request is answered, and not how the head reads; with its values."""
 
 
 def options(task: str, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +83,9 @@ def options(task: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         if name not in known and name not in _CALLS_OWN:
             hint = nearest(name, known) or f"; it has {', '.join(known) or 'none'}"
             raise ServiceError(Fault.INVALID, f"parameters.{name}: unknown to {task}{hint}", param="parameters")
+    for name, values in _CALLS_OWN.items():
+        if name in asked and asked[name] not in values:
+            raise ServiceError(Fault.INVALID, f"parameters.{name}: takes one of {values}", param="parameters")
     found = {option: asked[name] for name, option in known.items() if name in asked}
     if isinstance(side := found.get("truncation_side"), str):
         found["truncation_side"] = side.lower()
