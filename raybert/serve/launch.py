@@ -23,6 +23,7 @@ from raybert.serve.security import ApiKeys, check_exposure
 
 _POLL_S = 0.25
 _SAY_AFTER_S = 15.0
+_OVER_S = 15.0  # beyond the deadline of a request: replicas have five seconds more, and Ray Serve looks now and then
 _BAD = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
@@ -59,9 +60,14 @@ def running(
         try:
             _deploy(schema)
             _wait(schema, told, say)
+        except BaseException:
+            _remove(schema)  # nothing is under way
+            raise
+        try:
             yield
         finally:
-            _drain(schema)
+            _remove(schema)
+            _drained(schema)
 
 
 def _deploy(schema: ServeDeploySchema) -> None:
@@ -107,15 +113,23 @@ def _missing(states: dict[str, Any]) -> str:
     return ", ".join(waits) or "Ray Serve"
 
 
-def _drain(schema: ServeDeploySchema) -> None:
-    """Take each application out of its route and let its replicas finish what they have.
+def _remove(schema: ServeDeploySchema) -> None:
+    """Take each application out of its route; Ray Serve itself stays: on a cluster others may use it."""
+    for name in _there(schema):
+        serve.delete(name, _blocking=False)  # blocking it gives up after a minute, which a drain may well take
 
-    Ray Serve itself goes with a private Ray; on a cluster others may use it.
-    """
+
+def _drained(schema: ServeDeploySchema) -> None:
+    """Let the replicas finish what they have; they themselves end it at their deadline."""
+    longest_s = max((args.limits.deadline_s for args in arguments(schema)), default=60.0)
+    deadline = time.monotonic() + longest_s + _OVER_S
+    while _there(schema) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+
+
+def _there(schema: ServeDeploySchema) -> list[str]:
     found = serve.status().applications
-    for application in schema.applications:
-        if application.name in found:
-            serve.delete(application.name)
+    return [application.name for application in schema.applications if application.name in found]
 
 
 @contextmanager
