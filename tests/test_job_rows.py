@@ -21,7 +21,17 @@ from raybert.data.part import read_receipt
 from raybert.data.splits import Split, part_name
 from raybert.data.store import Store
 from raybert.data.verify import verify
-from tests.jobs import assert_near, assert_same_tree, begin_as, parts, shared_ray, some_texts, vectors, write_lines
+from tests.jobs import (
+    assert_near,
+    assert_same_tree,
+    begin_as,
+    parts,
+    run_cli,
+    shared_ray,
+    some_texts,
+    vectors,
+    write_lines,
+)
 from tests.tiny import write_tiny_checkpoint
 
 BAD: list[tuple[Any, str]] = [
@@ -258,3 +268,11 @@ def test_heads_of_two_models_in_one_job(tiny, tmp_path):
     for name, (model, task) in heads.items():
         assert_near(vectors(found, name), raybert.load(model, task, dtype="float32")(texts))
     assert sum(found["b_truncated"].to_pylist()) > sum(found["a_truncated"].to_pylist())
+
+
+def test_more_actors_than_splits_is_nothing_to_hear_of(tiny: Path, tmp_path: Path) -> None:
+    """Ray Data warns of it, and advises an option that no user of a job has."""
+    write_lines(tmp_path / "in.jsonl", [{"text": "a text"}])
+    words = ("run", "embed", "--model", tiny, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    done = run_cli(*words, "--actors", 2)
+    assert (done.code, done.errors) == (0, [])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -198,7 +199,10 @@ def data_context() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)  # what it logs as errors is raised as well, and told in one line
     try:
-        yield
+        with warnings.catch_warnings():
+            # How many splits there are is known when they were read; the advice is about an option of Ray's own.
+            warnings.filterwarnings("ignore", "The minimum number of concurrent actors", UserWarning)
+            yield
     finally:
         for name, value in before.items():
             setattr(context, name, value)
