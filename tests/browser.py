@@ -43,16 +43,17 @@ class Tab:
                 return message["result"]
             self.events.append(message)
 
-    def open(self, path: Path, *, width: int, dark: bool = False) -> None:
-        """Show a file, and wait until it is loaded."""
+    def open(self, page: Path | str, *, width: int, dark: bool = False) -> None:
+        """Show a file or an address, and wait until it is loaded."""
         scheme = "dark" if dark else "light"
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
-        self.call("Page.navigate", url=path.as_uri())
+        url = page if isinstance(page, str) else page.as_uri()
+        self.call("Page.navigate", url=url)
         deadline = time.monotonic() + _PATIENCE_S
-        while self.value("document.readyState + location.protocol") != "completefile:":
+        while not str(self.value("document.readyState + location.href")).startswith(f"complete{url}"):
             assert time.monotonic() < deadline, "the page was not loaded"
             time.sleep(0.05)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from opentelemetry.trace import Tracer
 
 import raybert
 from raybert.config import HeadSpec, heads_from
@@ -26,13 +27,18 @@ from tests.tiny import write_tiny_checkpoint
 
 @contextmanager
 def served(
-    heads: Mapping[str, tuple[Any, ...] | HeadSpec], *, limits: Limits | None = None, keys: ApiKeys | None = None
+    heads: Mapping[str, tuple[Any, ...] | HeadSpec],
+    *,
+    limits: Limits | None = None,
+    keys: ApiKeys | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[str]:
     """The address of a server that answers with these heads, fp32; it is ended and waited for."""
     tasks = {spec.name: make_task(spec) for spec in heads_from(heads)}
     board = Board()
-    found = Collocated(tasks, choose_settings(device="cpu", dtype="float32"), board.meters, workers=2)
-    app = make_app(found.service, limits=limits or Limits(), keys=keys or ApiKeys(), board=board)
+    settings = choose_settings(device="cpu", dtype="float32")
+    found = Collocated(tasks, settings, board.meters, workers=2, tracer=tracer)
+    app = make_app(found.service, limits=limits or Limits(), keys=keys or ApiKeys(), board=board, tracer=tracer)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
     started = threading.Event()
 

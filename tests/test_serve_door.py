@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from opentelemetry.trace import NoOpTracer
 
 from raybert.serve.door import Door
 from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
@@ -63,7 +64,7 @@ class Client:
         self.sent.append(message)
 
     async def ask(self, routes: Routes, *, keys: ApiKeys | None = None, **limits: Any) -> None:
-        await Door(routes, limits=Limits(**limits), keys=keys or ApiKeys(), meters=Meters())(
+        await Door(routes, limits=Limits(**limits), keys=keys or ApiKeys(), meters=Meters(), tracer=NoOpTracer())(
             self.scope, self.receive, self.send
         )
 

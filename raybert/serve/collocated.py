@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from opentelemetry.trace import Tracer
 
 from raybert.engine import EngineSettings, Trunk
 from raybert.serve.batcher import Answer, Batcher, Parts
@@ -103,9 +104,18 @@ class Collocated:
         settings: what decides the bits.
         meters: count.
         workers: batches computed at once on a CPU, with one thread of arithmetic each.
+        tracer: of the service.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], settings: EngineSettings, meters: Meters, *, workers: int) -> None:
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        settings: EngineSettings,
+        meters: Meters,
+        *,
+        workers: int,
+        tracer: Tracer | None = None,
+    ) -> None:
         readings = Readings(tasks)
         self._encoders: dict[str, TrunkEncoder] = {}
         for names in group_heads(tasks).trunks:
@@ -113,7 +123,7 @@ class Collocated:
             self._encoders[names[0]] = TrunkEncoder(own, settings, readings, meters, workers=workers)
         encoders = tuple(self._encoders.values())
         meters.waiting.set_function(lambda: sum(encoder.tokens_waiting for encoder in encoders))
-        self.service = Service(tasks, self._encoders, readings)
+        self.service = Service(tasks, self._encoders, readings, tracer=tracer)
 
     async def check(self) -> None:
         """As `Pulse.check`, of each encoder."""

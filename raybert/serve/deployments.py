@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.trace import SpanKind
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -28,6 +29,7 @@ from raybert.serve.routes import make_app
 from raybert.serve.security import ApiKeys
 from raybert.serve.service import Service
 from raybert.serve.settings import ServiceArgs
+from raybert.serve.tracing import Carrier, Tracing, carrier, parent_of
 from raybert.tasks import Task, make_task
 from raybert.text.encoding import Sequences
 
@@ -69,6 +71,7 @@ class Replica:
     """
 
     def __init__(self, kind: str, ledger: DeploymentHandle[Any]) -> None:
+        self.tracing = Tracing(os.environ)
         self.board = Board(RemoteLedger(ledger))
         self.board.meters.replicas.labels(kind).set(1)
         self._telling: asyncio.Task[None] | None = None
@@ -85,6 +88,7 @@ class Replica:
             with suppress(Exception):  # the ledger may have ended before
                 async with asyncio.timeout(_LAST_WORD_S):
                     await self.board.tell()
+        await asyncio.to_thread(self.tracing.close)
 
 
 class Encoder(Replica):
@@ -105,9 +109,10 @@ class Encoder(Replica):
         self._encoder = TrunkEncoder(tasks, settings, Readings(tasks), self.board.meters, workers=workers)
         self.board.meters.waiting.set_function(lambda: self._encoder.tokens_waiting)
 
-    async def compute(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
-        """As `Batcher.compute`."""
-        return await self._encoder.compute(sequences, parts, bulk=bulk)
+    async def compute(self, sequences: Sequences, parts: Parts, bulk: bool, caller: Carrier) -> Answer:
+        """As `Batcher.compute`, under the caller's span."""
+        with self.tracing.tracer.start_as_current_span("encoder", parent_of(caller), kind=SpanKind.SERVER):
+            return await self._encoder.compute(sequences, parts, bulk=bulk)
 
     async def check(self) -> None:
         """As `Pulse.check`."""
@@ -166,7 +171,7 @@ class RemoteEncoder:
         return found
 
     async def _asked(self, sequences: Sequences, parts: Parts, bulk: bool) -> Answer:
-        answer: Answer = await self._handle.compute.remote(sequences, dict(parts), bulk)
+        answer: Answer = await self._handle.compute.remote(sequences, dict(parts), bulk, carrier())
         return answer
 
 
@@ -189,11 +194,12 @@ class Ingress(Replica):
         self._beside: Collocated | None = None
         if encoders:
             computes = {name: RemoteEncoder(handle) for name, handle in encoders.items()}
-            self._service = Service(tasks, computes, Readings(tasks))
+            self._service = Service(tasks, computes, Readings(tasks), tracer=self.tracing.tracer)
         else:
             settings = _settings(args, tasks)
             workers = args.threads or default_threads(settings)
-            self._beside = Collocated(tasks, settings, self.board.meters, workers=workers)
+            tracer = self.tracing.tracer
+            self._beside = Collocated(tasks, settings, self.board.meters, workers=workers, tracer=tracer)
             self._service = self._beside.service
         if args.access_log:
             log_requests(sys.stderr)
@@ -202,7 +208,8 @@ class Ingress(Replica):
         """What Ray Serve calls once this is made."""
         file = self._args.api_key_file
         keys = ApiKeys.from_environment(os.environ, file=None if file is None else Path(file))
-        return make_app(self._service, limits=self._args.limits, keys=keys, board=self.board)
+        tracer = self.tracing.tracer
+        return make_app(self._service, limits=self._args.limits, keys=keys, board=self.board, tracer=tracer)
 
     async def check_health(self) -> None:
         """What Ray Serve asks; a replica that raises here is replaced. An encoder elsewhere has its own."""

@@ -13,12 +13,14 @@ from contextlib import suppress
 from typing import Any
 
 import orjson
+from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from raybert.observability import LOGGER
 from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
 from raybert.serve.limits import Limits
 from raybert.serve.metrics import Meters, route_of
 from raybert.serve.security import ApiKeys
+from raybert.serve.tracing import parent_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,7 +29,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/health", "/ping", "/metrics", "/docs", "/openapi.json"})
-"""What GET answers without a key."""
+"""What GET answers without a key, beside what the page at /docs loads."""
 
 
 LEFT = 499
@@ -54,13 +56,13 @@ class Visit:
         self._scope, self._send, self._begun = scope, send, time.perf_counter()
         given = headers.get("x-request-id", "")
         self.id = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        self._status: int | None = None
+        self.status: int | None = None
         self._tokens: str | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a message on to the client, with the request's id."""
         if message["type"] == "http.response.start":
-            self._status = message["status"]
+            self.status = message["status"]
             headers = [(name, value) for name, value in message["headers"] if name.lower() != b"x-request-id"]
             found = dict(headers).get(b"x-compute-tokens")
             self._tokens = None if found is None else found.decode()
@@ -69,7 +71,7 @@ class Visit:
 
     async def refuse(self, error: ServiceError, body: bytes) -> None:
         """Answer with an error, in the words of the route's family."""
-        if self._status is not None:  # half an answer is on its way: the connection breaks off
+        if self.status is not None:  # half an answer is on its way: the connection breaks off
             raise error
         self._scope[FAULT] = error.fault.code
         status, headers, told = response_of(error, self._scope["path"], body)
@@ -79,7 +81,7 @@ class Visit:
     def tell(self, meters: Meters) -> None:
         """Count the request, and log it."""
         path, seconds = self._scope["path"], time.perf_counter() - self._begun
-        status = LEFT if self._status is None else self._status
+        status = LEFT if self.status is None else self.status
         meters.requests.labels(route_of(path), str(status)).inc()
         meters.request_s.labels(route_of(path)).observe(seconds)
         if FAULT in self._scope:
@@ -106,10 +108,11 @@ class Door:
         limits: of a request.
         keys: that open them.
         meters: count the requests.
+        tracer: begins a span for each.
     """
 
-    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys, meters: Meters) -> None:
-        self._app, self._limits, self._keys, self._meters = app, limits, keys, meters
+    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys, meters: Meters, tracer: Tracer) -> None:
+        self._app, self._limits, self._keys, self._meters, self._tracer = app, limits, keys, meters, tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other protocols pass."""
@@ -119,9 +122,22 @@ class Door:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         visit = Visit(scope, headers, send)
         try:
-            await self._let_in(scope, headers, receive, visit)
+            await self._traced(scope, headers, receive, visit)
         finally:
             visit.tell(self._meters)
+
+    async def _traced(self, scope: Scope, headers: dict[str, str], receive: Receive, visit: Visit) -> None:
+        """Let a request in, under a span named as OpenTelemetry's conventions for HTTP servers have it."""
+        method, route = scope["method"], route_of(scope["path"])
+        facts = {"http.request.method": method, "http.route": route, "raybert.request_id": visit.id}
+        with self._tracer.start_as_current_span(
+            f"{method} {route}", context=parent_of(headers), kind=SpanKind.SERVER, attributes=facts
+        ) as span:
+            await self._let_in(scope, headers, receive, visit)
+            status = LEFT if visit.status is None else visit.status
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                span.set_status(StatusCode.ERROR)
 
     async def _let_in(self, scope: Scope, headers: dict[str, str], receive: Receive, visit: Visit) -> None:
         body = b""
@@ -139,7 +155,8 @@ class Door:
             await visit.refuse(error, body)
 
     def _check_key(self, scope: Scope, headers: dict[str, str]) -> None:
-        if scope["method"] in ("GET", "HEAD") and scope["path"] in OPEN:
+        path = scope["path"]
+        if scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith("/docs/")):
             return
         if not self._keys.allow(headers.get("authorization")):
             raise ServiceError(Fault.KEY, "no valid API key; send the header 'Authorization: Bearer KEY'")

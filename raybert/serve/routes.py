@@ -5,6 +5,8 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi_offline import FastAPIOffline
+from opentelemetry.trace import NoOpTracer, Tracer
 from starlette.exceptions import HTTPException
 
 from raybert.serve.board import Board
@@ -20,23 +22,27 @@ from raybert.serve.families import (
 )
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.limits import Limits
+from raybert.serve.playground import playground_routes
 from raybert.serve.security import ApiKeys
 from raybert.serve.service import Service
 from raybert.serve.upkeep import upkeep_routes
 from raybert.version import VERSION
 
 
-def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board) -> FastAPI:
+def make_app(
+    service: Service, *, limits: Limits, keys: ApiKeys, board: Board, tracer: Tracer | None = None
+) -> FastAPI:
     """The ASGI application: every route, behind its door."""
     desk = Desk(service, limits, board.meters)
-    app = FastAPI(title="raybert", version=VERSION)
-    app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters)
+    app = FastAPIOffline(title="raybert", version=VERSION, redoc_url=None, static_url="/docs/assets")
+    app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters, tracer=tracer or NoOpTracer())
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     for routes in (openai_routes, tei_routes, cohere_routes, hugging_face_routes, label_routes, default_routes):
         app.include_router(routes(desk))
     app.include_router(upkeep_routes(desk, board))
+    app.include_router(playground_routes())
     return app
 
 

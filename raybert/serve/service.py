@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from raybert.config import nearest
 from raybert.errors import RowError, SettingsError
@@ -128,12 +129,20 @@ class Service:
         computes: by the name of a trunk's first head, what computes it.
         readings: of these heads.
         threads: for tokenization and for decoding.
+        tracer: begins spans for the stages of a request.
     """
 
     def __init__(
-        self, tasks: Mapping[str, Task], computes: Mapping[str, Compute], readings: Readings, *, threads: int = 2
+        self,
+        tasks: Mapping[str, Task],
+        computes: Mapping[str, Compute],
+        readings: Readings,
+        *,
+        threads: int = 2,
+        tracer: Tracer | None = None,
     ) -> None:
         self.tasks, self.threads, self._readings = dict(tasks), threads, readings
+        self._tracer = tracer or NoOpTracer()
         self._computes = dict(computes)
         self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="raybert-text")
@@ -155,7 +164,8 @@ class Service:
         program = self._program(ask)
         loop = asyncio.get_running_loop()
         try:
-            encoded = await loop.run_in_executor(self._workers, _encoded, program, ask.items)
+            with self._tracer.start_as_current_span("tokenize"):
+                encoded = await loop.run_in_executor(self._workers, _encoded, program, ask.items)
         except RowError as error:
             fault = Fault.MALFORMED if error.reason == "unknown_id" else Fault.TOKENIZER
             raise ServiceError(fault, f"{ask.param}[{error.row}]: {error.detail}", param=ask.param) from error
@@ -163,11 +173,14 @@ class Service:
             _refuse_long(ask, program, encoded)
         tokenized = time.perf_counter()
         tokens = sum(int(windows.lengths.sum(dtype=np.int64)) for windows in encoded)
-        with gate.held(tokens) as is_bulk:
+        facts = {"raybert.heads": sorted({parse_key(name)[0] for name in program.tasks}), "raybert.tokens": tokens}
+        with gate.held(tokens) as is_bulk, self._tracer.start_as_current_span("compute", attributes=facts) as span:
             computed = await self._computed(program, encoded, bulk=is_bulk)
+            span.set_attribute("raybert.queue_ms", 1000 * max(answer.queue_s for answer in computed))
         arrays = {name: answer.arrays[name] for answer in computed for name in answer.arrays}
         inferred = time.perf_counter()
-        by_head = await loop.run_in_executor(self._workers, _told, program, ask.items, encoded, arrays)
+        with self._tracer.start_as_current_span("decode"):
+            by_head = await loop.run_in_executor(self._workers, _told, program, ask.items, encoded, arrays)
         queue_s = max(answer.queue_s for answer in computed)
         return Answers(
             by_head={name: by_head[name] for name in ask.heads},

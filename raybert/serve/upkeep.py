@@ -80,6 +80,7 @@ async def about(desk: Desk, head: str) -> dict[str, Any]:
         "device": settings["device"],
         "max_waiting_tokens": limits.max_waiting_tokens,
         "models": list(desk.service.tasks),
+        "mask_token": _mask(task),
     }
 
 
@@ -95,3 +96,11 @@ def _kind(task: Task) -> dict[str, Any]:
     }
     names = {"classify": "classifier", "rerank": "reranker"}
     return {names.get(task.name, task.name): maps}
+
+
+def _mask(task: Task) -> str | None:
+    """What stands for a word that is to be found; None where none is."""
+    tokenizer = task.tokenizer()
+    if task.name != "fill-mask" or tokenizer.mask_id is None:
+        return None
+    return tokenizer.pieces[tokenizer.mask_id]
