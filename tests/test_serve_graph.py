@@ -15,6 +15,7 @@ import numpy as np
 import openai
 import pytest
 import yaml
+
 import raybert
 from raybert.serve import plan
 from raybert.serve.app import build

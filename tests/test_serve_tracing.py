@@ -79,7 +79,9 @@ def test_the_spans_of_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(ENDPOINTS[1], receiver.url)
         tracing = Tracing({ENDPOINTS[1]: receiver.url})
         with every_head(tmp_path, tracer=tracing.tracer) as (url, _):
-            answer = httpx.post(f"{url}/models/topic", json={"inputs": secret}, headers=HEADERS | {"x-request-id": "me"})
+            answer = httpx.post(
+                f"{url}/models/topic", json={"inputs": secret}, headers=HEADERS | {"x-request-id": "me"}
+            )
             assert answer.status_code == 200
             assert httpx.post(f"{url}/models/nobody", json={"inputs": secret}).status_code == 404
         tracing.close()

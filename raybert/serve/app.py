@@ -35,5 +35,8 @@ def build(args: ServiceArgs) -> serve.Application:
 
 
 def _deployment(kind: Any, name: str, **options: Any) -> serve.Deployment:
-    made: serve.Deployment = serve.deployment(name=name, max_ongoing_requests=_ONGOING, **options)(kind)
+    quiet = {"enable_access_log": False}  # the door writes its own, which knows tokens and refusals
+    made: serve.Deployment = serve.deployment(
+        name=name, max_ongoing_requests=_ONGOING, logging_config=quiet, **options
+    )(kind)
     return made

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from raybert.serve.security import ApiKeys, check_exposure
 _POLL_S = 0.25
 _SAY_AFTER_S = 15.0
 _OVER_S = 15.0  # beyond the deadline of a request: replicas have five seconds more, and Ray Serve looks now and then
+_HAPROXY_PORTS = tuple(
+    f"RAY_SERVE_{name}_PORT"
+    for name in ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
+)
 _BAD = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
@@ -130,6 +135,20 @@ def _drained(schema: ServeDeploySchema) -> None:
 def _there(schema: ServeDeploySchema) -> list[str]:
     found = serve.status().applications
     return [application.name for application in schema.applications if application.name in found]
+
+
+def choose_haproxy(environment: MutableMapping[str, str]) -> None:
+    """Let a Ray that starts on this machine put HAProxy before the replicas, in place of its own proxy.
+
+    What the variables do not say yet is set; HAProxy's own ports are free ones, so that two services don't meet.
+    """
+    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    with ExitStack() as held:
+        for name in _HAPROXY_PORTS:
+            if name not in environment:
+                found = held.enter_context(socket.socket())
+                found.bind(("", 0))
+                environment[name] = str(found.getsockname()[1])
 
 
 @contextmanager

@@ -29,9 +29,7 @@ from raybert.serve.upkeep import upkeep_routes
 from raybert.version import VERSION
 
 
-def make_app(
-    service: Service, *, limits: Limits, keys: ApiKeys, board: Board, tracer: Tracer | None = None
-) -> FastAPI:
+def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board, tracer: Tracer | None = None) -> FastAPI:
     """The ASGI application: every route, behind its door."""
     desk = Desk(service, limits, board.meters)
     app = FastAPIOffline(title="raybert", version=VERSION, redoc_url=None, static_url="/docs/assets")

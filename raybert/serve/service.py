@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.util.types import AttributeValue
 
 from raybert.config import nearest
 from raybert.errors import RowError, SettingsError
@@ -173,7 +174,10 @@ class Service:
             _refuse_long(ask, program, encoded)
         tokenized = time.perf_counter()
         tokens = sum(int(windows.lengths.sum(dtype=np.int64)) for windows in encoded)
-        facts = {"raybert.heads": sorted({parse_key(name)[0] for name in program.tasks}), "raybert.tokens": tokens}
+        facts: dict[str, AttributeValue] = {
+            "raybert.heads": sorted({parse_key(name)[0] for name in program.tasks}),
+            "raybert.tokens": tokens,
+        }
         with gate.held(tokens) as is_bulk, self._tracer.start_as_current_span("compute", attributes=facts) as span:
             computed = await self._computed(program, encoded, bulk=is_bulk)
             span.set_attribute("raybert.queue_ms", 1000 * max(answer.queue_s for answer in computed))

@@ -43,7 +43,9 @@ class Tracing:
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         except ImportError as error:
-            raise SettingsError(f"{given}: traces need OpenTelemetry's exporter; pip install 'raybert[tracing]'") from error
+            raise SettingsError(
+                f"{given}: traces need OpenTelemetry's exporter; pip install 'raybert[tracing]'"
+            ) from error
         from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
