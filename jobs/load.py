@@ -27,7 +27,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -40,11 +40,11 @@ from raybert.cli.demo import docstrings
 from raybert.serve.plan import BUILDER
 
 START_S = 180
-SHORT, LONG = 38, 72  # tokens of a text; their mean is about 54
+SHORT, LONG = 38, 76  # tokens of a text; their mean is about 54
 CLIENTS = 32
 SHARE = 0.6  # of saturation, for requests that arrive by chance
 PEER = "infinity"
-PROXIES = {"python": {}, "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"}}
+PROXIES: Mapping[str, Sequence[str]] = {"haproxy": ["--haproxy"], "python": []}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,14 @@ class Server:
     Attributes:
         name: in the table.
         command: `{port}` stands for the port.
-        environment: beside this process's own.
         route: of embeddings in OpenAI's shape.
+        environment: beside this process's own.
     """
 
     name: str
     command: Sequence[str]
     route: str
-    environment: Mapping[str, str]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,8 +231,8 @@ def servers(arguments: argparse.Namespace, folder: Path) -> list[Server]:
         args = {"heads": [{"task": "embed", "model": arguments.model, "name": "demo"}], "form": form, "dtype": dtype}
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({"applications": [{"import_path": BUILDER, "args": args}]}))
-        command = [raybert, "serve", str(file), "--port", "{port}"]
-        found.append(Server(name=name, command=command, environment=PROXIES[proxy], route="/v1/embeddings"))
+        command = [raybert, "serve", str(file), "--port", "{port}", *PROXIES[proxy]]
+        found.append(Server(name=name, command=command, route="/v1/embeddings"))
     return found
 
 

@@ -52,6 +52,15 @@ class Gate:
         """Under way."""
         return self._tokens
 
+    def check(self) -> None:
+        """Refuse what comes while there is no room at all, before any work is spent on it.
+
+        Raises:
+            ServiceError: there is none; with the seconds after which there should be.
+        """
+        if self._tokens >= self._most:
+            raise self._full(f"{self._tokens} tokens are under way, of {self._most}")
+
     @contextmanager
     def held(self, tokens: int) -> Iterator[bool]:
         """Hold room for so many tokens; yields whether they are so many that they must wait for smaller requests.
@@ -60,17 +69,16 @@ class Gate:
             ServiceError: there is no room; with the seconds after which there should be.
         """
         if self._tokens and self._tokens + tokens > self._most:
-            wait_s = min(60, max(1, math.ceil(self._tokens / self._rate))) if self._rate else 1
-            raise ServiceError(
-                Fault.BUSY,
-                f"{self._tokens} tokens are under way and {tokens} more exceed {self._most}; try again in {wait_s} s",
-                retry_after_s=wait_s,
-            )
+            raise self._full(f"{self._tokens} tokens are under way and {tokens} more exceed {self._most}")
         self._tokens += tokens
         try:
             yield tokens > self._bulk_from
         finally:
             self._tokens -= tokens
+
+    def _full(self, why: str) -> ServiceError:
+        wait_s = min(60, max(1, math.ceil(self._tokens / self._rate))) if self._rate else 1
+        return ServiceError(Fault.BUSY, f"{why}; try again in {wait_s} s", retry_after_s=wait_s)
 
     def note(self, tokens: int, seconds: float) -> None:
         """Learn from an answered request how many tokens a second the service gets through."""

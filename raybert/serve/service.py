@@ -162,6 +162,7 @@ class Service:
             ServiceError: it can't be answered; of which kind the error says.
         """
         begun = time.perf_counter()
+        gate.check()
         program = self._program(ask)
         loop = asyncio.get_running_loop()
         try:
