@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ from raybert.version import VERSION
 # Tokens of one forward. CPU: activations of 2,048 tokens stay in a core's cache (8,500 tokens/s against 7,900 at
 # 8,192, MiniLM fp32). CUDA: enough rows to fill the device.
 _BUDGET = {"cpu": 2048, "cuda": 65536}
+_YIELDS = 10  # steps of niceness: of two threads that want one processor the other gets nine tenths of it
 _LIBRARIES = ("torch", "tokenizers", "numpy", "pyarrow")
 
 
@@ -176,13 +178,16 @@ class Head:
 class Trunk:
     """One encoder and the heads that read it: windows in, a few numbers a head out."""
 
-    def __init__(self, heads: Mapping[str, Task], settings: EngineSettings, *, threads: int = 1) -> None:
+    def __init__(
+        self, heads: Mapping[str, Task], settings: EngineSettings, *, threads: int = 1, yields: bool = False
+    ) -> None:
         """Load weights.
 
         Args:
             heads: tasks of one trunk, by head name.
             settings: obeyed to the letter; call `EngineSettings.check` first on a foreign machine.
             threads: streams on a CPU; has no influence on the answers.
+            yields: whether, on a CPU, other threads go before the streams wherever both want a processor.
         """
         self.settings, self.threads = settings, threads
         self.device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
@@ -190,7 +195,7 @@ class Trunk:
         self._encoder = make_encoder(model, dtype=dtype, device=self.device, kernels=settings.kernels)
         self._modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
         self._heads = {name: self.ready(task) for name, task in heads.items()}
-        self._streams = _start_streams(threads)
+        self._streams = _start_streams(threads, yields=yields and self.device.type == "cpu")
 
     def ready(self, task: Task) -> Head:
         """A head of this trunk with its weights loaded; heads that differ in nothing of them share one module."""
@@ -322,7 +327,7 @@ def _even_budget(lengths: np.ndarray, budget: int, streams: int) -> int:
     return math.ceil(total / (turns * streams)) + int(lengths.max()) // 2
 
 
-def _start_streams(threads: int) -> ThreadPoolExecutor:
+def _start_streams(threads: int, *, yields: bool) -> ThreadPoolExecutor:
     """A pool of threads that compute with one thread of arithmetic each, all of them started.
 
     torch keeps that number per thread, and one more that later threads start from. Setting it here and not at
@@ -334,6 +339,9 @@ def _start_streams(threads: int) -> ThreadPoolExecutor:
     def start() -> None:
         torch.get_num_threads()  # what a thread sets before it has asked once is lost
         torch.set_num_threads(1)
+        if yields and sys.platform == "linux":  # where a thread has a priority of its own
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _YIELDS)
         started.wait()
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="raybert-stream", initializer=start)

@@ -64,9 +64,14 @@ class Client:
         self.sent.append(message)
 
     async def ask(self, routes: Routes, *, keys: ApiKeys | None = None, **limits: Any) -> None:
-        await Door(routes, limits=Limits(**limits), keys=keys or ApiKeys(), meters=Meters(), tracer=NoOpTracer())(
-            self.scope, self.receive, self.send
-        )
+        await Door(
+            routes,
+            limits=Limits(**limits),
+            keys=keys or ApiKeys(),
+            meters=Meters(),
+            tracer=NoOpTracer(),
+            gate=Gate(Limits()),
+        )(self.scope, self.receive, self.send)
 
     @property
     def status(self) -> int:
@@ -205,16 +210,18 @@ def test_an_error_speaks_as_the_family_of_its_route_does():
 
 def test_the_gate_lets_in_what_there_is_room_for_and_knows_when_to_come_again():
     gate = Gate(Limits(max_waiting_tokens=100, bulk_tokens=50))
-    with gate.held(500) as is_bulk:
-        assert is_bulk
+    with gate.held(500) as room:
+        assert room.know(500)
     gate.note(100, 10.0)
-    with gate.held(60), gate.held(40) as is_bulk:
-        assert not is_bulk
+    with gate.held(30) as first, gate.held(40) as second:
+        assert first.know(60)
+        assert not second.know(40)
         assert gate.tokens == 100
-        with (
-            pytest.raises(ServiceError, match="100 tokens are under way and 1 more exceed 100") as caught,
-            gate.held(1),
-        ):
-            pass
-        assert (caught.value.fault, caught.value.retry_after_s) == (Fault.BUSY, 10)
+        for refused in (lambda: gate.held(1).__enter__(), lambda: second.know(41), gate.check):
+            with pytest.raises(ServiceError, match=r"100 tokens are under way|60 .* and 41 more exceed 100") as caught:
+                refused()
+            assert (caught.value.fault, caught.value.retry_after_s) == (Fault.BUSY, 10)
+        assert not second.know(1)
+        gate.check()
+        assert gate.tokens == 61
     assert gate.tokens == 0

@@ -40,7 +40,8 @@ class TrunkEncoder:
         workers: int,
     ) -> None:
         self._meters = meters
-        self._trunk = Trunk(tasks, settings, threads=workers)
+        # Answering is quick and computing is not: where both want a processor, requests are taken in and refused first.
+        self._trunk = Trunk(tasks, settings, threads=workers, yields=True)
         self._settings = settings
         self._names = list(tasks)
         first, longest = next(iter(tasks.values())), max(task.max_length for task in tasks.values())

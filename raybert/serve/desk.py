@@ -50,12 +50,13 @@ class Desk:
         service: the heads.
         limits: of a request.
         meters: count what is answered.
+        gate: lets in what there is room for.
     """
 
-    def __init__(self, service: Service, limits: Limits, meters: Meters) -> None:
+    def __init__(self, service: Service, limits: Limits, meters: Meters, gate: Gate) -> None:
         self.service, self.limits, self._meters = service, limits, meters
         self.started = int(time.time())
-        self._gate = Gate(limits)
+        self._gate = gate
         meters.held.set_function(lambda: self._gate.tokens)
 
     def head(self, model: str | None, kind: Kind, *, first: bool = True) -> str:

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from raybert.observability import LOGGER
 from raybert.serve.faults import FAMILIES, Fault, ServiceError, family_of
-from raybert.serve.limits import Limits
+from raybert.serve.limits import Gate, Limits
 from raybert.serve.metrics import Meters, route_of
 from raybert.serve.security import ApiKeys
 from raybert.serve.tracing import parent_of
@@ -109,10 +109,12 @@ class Door:
         keys: that open them.
         meters: count the requests.
         tracer: begins a span for each.
+        gate: refuses what comes to a full house.
     """
 
-    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys, meters: Meters, tracer: Tracer) -> None:
-        self._app, self._limits, self._keys, self._meters, self._tracer = app, limits, keys, meters, tracer
+    def __init__(self, app: App, *, limits: Limits, keys: ApiKeys, meters: Meters, tracer: Tracer, gate: Gate) -> None:
+        self._app, self._limits, self._keys, self._meters = app, limits, keys, meters
+        self._tracer, self._gate = tracer, gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; other protocols pass."""
@@ -146,6 +148,8 @@ class Door:
             deadline_s = self._deadline(headers)
             async with asyncio.timeout(deadline_s):
                 body = await self._body(headers, receive)
+                if scope["method"] == "POST":
+                    self._gate.check()
                 await self._answered(scope, body, receive, visit.send)
         except ClientLeft:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -60,6 +61,8 @@ def running(
         KeyboardInterrupt: it was to end before it began.
         RunFailed: it could not be brought up; the reason is that of the replica.
     """
+    # Ray's workers are nicer than others by 15, as batch work should be; a service is what somebody waits for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with connected(address):
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:

@@ -36,6 +36,22 @@ class Limits(BaseModel):
     auto_truncate: bool = True
 
 
+class Room:
+    """What one request has of the room behind a `Gate`."""
+
+    def __init__(self, gate: Gate, tokens: int) -> None:
+        self._gate, self.tokens = gate, tokens
+
+    def know(self, tokens: int) -> bool:
+        """What was a guess is known; returns whether it is so much that it must wait for smaller requests.
+
+        Raises:
+            ServiceError: there is no room for so many.
+        """
+        self._gate.resize(self, tokens)
+        return self._gate.is_bulk(tokens)
+
+
 class Gate:
     """Bounds the tokens under way, and knows how fast they go.
 
@@ -52,6 +68,10 @@ class Gate:
         """Under way."""
         return self._tokens
 
+    def is_bulk(self, tokens: int) -> bool:
+        """Whether a request of so many yields to smaller ones."""
+        return tokens > self._bulk_from
+
     def check(self) -> None:
         """Refuse what comes while there is no room at all, before any work is spent on it.
 
@@ -62,23 +82,29 @@ class Gate:
             raise self._full(f"{self._tokens} tokens are under way, of {self._most}")
 
     @contextmanager
-    def held(self, tokens: int) -> Iterator[bool]:
-        """Hold room for so many tokens; yields whether they are so many that they must wait for smaller requests.
+    def held(self, guess: int) -> Iterator[Room]:
+        """Hold room for about so many tokens, until the block ends.
 
         Raises:
             ServiceError: there is no room; with the seconds after which there should be.
         """
-        if self._tokens and self._tokens + tokens > self._most:
-            raise self._full(f"{self._tokens} tokens are under way and {tokens} more exceed {self._most}")
-        self._tokens += tokens
+        room = Room(self, 0)
+        self.resize(room, guess)
         try:
-            yield tokens > self._bulk_from
+            yield room
         finally:
-            self._tokens -= tokens
+            self._tokens -= room.tokens
 
-    def _full(self, why: str) -> ServiceError:
-        wait_s = min(60, max(1, math.ceil(self._tokens / self._rate))) if self._rate else 1
-        return ServiceError(Fault.BUSY, f"{why}; try again in {wait_s} s", retry_after_s=wait_s)
+    def resize(self, room: Room, tokens: int) -> None:
+        """Give a request room for another number of tokens.
+
+        Raises:
+            ServiceError: there is none; it keeps what it has.
+        """
+        others = self._tokens - room.tokens
+        if others and others + tokens > self._most:
+            raise self._full(f"{others} tokens are under way and {tokens} more exceed {self._most}")
+        self._tokens, room.tokens = others + tokens, tokens
 
     def note(self, tokens: int, seconds: float) -> None:
         """Learn from an answered request how many tokens a second the service gets through."""
@@ -86,3 +112,7 @@ class Gate:
             # All that was under way beside it went through in that time too, roughly.
             rate = max(tokens, self._tokens) / seconds
             self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
+
+    def _full(self, why: str) -> ServiceError:
+        wait_s = min(60, max(1, math.ceil(self._tokens / self._rate))) if self._rate else 1
+        return ServiceError(Fault.BUSY, f"{why}; try again in {wait_s} s", retry_after_s=wait_s)

@@ -21,7 +21,7 @@ from raybert.serve.families import (
     tei_routes,
 )
 from raybert.serve.faults import Fault, ServiceError
-from raybert.serve.limits import Limits
+from raybert.serve.limits import Gate, Limits
 from raybert.serve.playground import playground_routes
 from raybert.serve.security import ApiKeys
 from raybert.serve.service import Service
@@ -31,9 +31,11 @@ from raybert.version import VERSION
 
 def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board, tracer: Tracer | None = None) -> FastAPI:
     """The ASGI application: every route, behind its door."""
-    desk = Desk(service, limits, board.meters)
+    gate = Gate(limits)
+    desk = Desk(service, limits, board.meters, gate)
     app = FastAPIOffline(title="raybert", version=VERSION, redoc_url=None, static_url="/docs/assets")
-    app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters, tracer=tracer or NoOpTracer())
+    tracer = tracer or NoOpTracer()
+    app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters, tracer=tracer, gate=gate)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from opentelemetry.trace import NoOpTracer, Tracer
-from opentelemetry.util.types import AttributeValue
 
 from raybert.config import nearest
 from raybert.errors import RowError, SettingsError
@@ -162,28 +161,21 @@ class Service:
             ServiceError: it can't be answered; of which kind the error says.
         """
         begun = time.perf_counter()
-        gate.check()
         program = self._program(ask)
-        loop = asyncio.get_running_loop()
-        try:
-            with self._tracer.start_as_current_span("tokenize"):
-                encoded = await loop.run_in_executor(self._workers, _encoded, program, ask.items)
-        except RowError as error:
-            fault = Fault.MALFORMED if error.reason == "unknown_id" else Fault.TOKENIZER
-            raise ServiceError(fault, f"{ask.param}[{error.row}]: {error.detail}", param=ask.param) from error
-        if not ask.cut:
-            _refuse_long(ask, program, encoded)
-        tokenized = time.perf_counter()
-        tokens = sum(int(windows.lengths.sum(dtype=np.int64)) for windows in encoded)
-        facts: dict[str, AttributeValue] = {
-            "raybert.heads": sorted({parse_key(name)[0] for name in program.tasks}),
-            "raybert.tokens": tokens,
-        }
-        with gate.held(tokens) as is_bulk, self._tracer.start_as_current_span("compute", attributes=facts) as span:
-            computed = await self._computed(program, encoded, bulk=is_bulk)
-            span.set_attribute("raybert.queue_ms", 1000 * max(answer.queue_s for answer in computed))
+        # Room is held from the beginning: texts that wait for their tokenization are under way too.
+        with gate.held(sum(map(_guess, ask.items))) as room:
+            encoded = await self._encode(ask, program)
+            tokenized = time.perf_counter()
+            tokens = sum(int(windows.lengths.sum(dtype=np.int64)) for windows in encoded)
+            is_bulk = room.know(tokens)
+            with self._tracer.start_as_current_span("compute") as span:
+                computed = await self._computed(program, encoded, bulk=is_bulk)
+                span.set_attribute("raybert.heads", sorted({parse_key(name)[0] for name in program.tasks}))
+                span.set_attribute("raybert.tokens", tokens)
+                span.set_attribute("raybert.queue_ms", 1000 * max(answer.queue_s for answer in computed))
         arrays = {name: answer.arrays[name] for answer in computed for name in answer.arrays}
         inferred = time.perf_counter()
+        loop = asyncio.get_running_loop()
         with self._tracer.start_as_current_span("decode"):
             by_head = await loop.run_in_executor(self._workers, _told, program, ask.items, encoded, arrays)
         queue_s = max(answer.queue_s for answer in computed)
@@ -198,6 +190,23 @@ class Service:
                 "total": time.perf_counter() - begun,
             },
         )
+
+    async def _encode(self, ask: Ask, program: Program) -> list[Windows]:
+        """The windows of each encoding, made in a thread.
+
+        Raises:
+            ServiceError: an item can't be read, or is too long where nothing may be cut.
+        """
+        try:
+            with self._tracer.start_as_current_span("tokenize"):
+                loop = asyncio.get_running_loop()
+                encoded = await loop.run_in_executor(self._workers, _encoded, program, ask.items)
+        except RowError as error:
+            fault = Fault.MALFORMED if error.reason == "unknown_id" else Fault.TOKENIZER
+            raise ServiceError(fault, f"{ask.param}[{error.row}]: {error.detail}", param=ask.param) from error
+        if not ask.cut:
+            _refuse_long(ask, program, encoded)
+        return encoded
 
     async def check(self) -> None:
         """Return if every encoder computes.
@@ -314,6 +323,11 @@ def _columns(items: Sequence[Item]) -> tuple[list[Any], list[Any] | None]:
     if pairs:
         return [first for first, _ in pairs], [second for _, second in pairs]
     return list(items), None
+
+
+def _guess(item: Item) -> int:
+    """Tokens of an item, before it is tokenized: one for four characters, which is few."""
+    return len(item.ids) if isinstance(item, TokenIds) else 1 + _characters(item) // 4
 
 
 def _characters(item: Item) -> int:
