@@ -44,7 +44,7 @@ SHORT, LONG = 38, 76  # tokens of a text; their mean is about 54
 CLIENTS = 32
 SHARE = 0.6  # of saturation, for requests that arrive by chance
 PEER = "infinity"
-PROXIES: Mapping[str, Sequence[str]] = {"haproxy": ["--haproxy"], "python": []}
+PROXIES: Mapping[str, Sequence[str]] = {"haproxy": ["--haproxy"], "ray": ["--no-haproxy"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ def main() -> int:
     parser.add_argument("--peer", default=shutil.which("infinity_emb"), help="infinity's command, if it is installed")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--forms", nargs="+", default=["collocated", "graph"])
-    parser.add_argument("--proxies", nargs="+", default=["haproxy", "python"], choices=PROXIES)
+    parser.add_argument("--proxies", nargs="+", default=["haproxy", "ray"], choices=PROXIES)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of 32 clients, and of arrivals by chance")

@@ -291,7 +291,10 @@ def serve(  # noqa: PLR0913  one parameter a flag
     host: Annotated[str | None, typer.Option(help="To listen on; 127.0.0.1 where the file names none.")] = None,
     port: Annotated[int | None, typer.Option(help="8000 where the file names none.", min=1, max=65535)] = None,
     no_api_key: Annotated[bool, typer.Option("--no-api-key", help="Let everybody in, on any host.")] = False,
-    haproxy: Annotated[bool, typer.Option("--haproxy", help="HAProxy in place of Ray's own proxy: faster.")] = False,
+    haproxy: Annotated[
+        bool | None,
+        typer.Option("--haproxy/--no-haproxy", help="HAProxy or Ray's own proxy; HAProxy where Ray starts here."),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Check all of it, to the last key; start nothing.")] = False,
     address: flags.Address = None,
 ) -> None:

@@ -66,7 +66,7 @@ def configuration(
 
 
 def serve_or_check(
-    config: Mapping[str, Any], place: str, *, check: bool, open_to_all: bool, haproxy: bool, address: str | None
+    config: Mapping[str, Any], place: str, *, check: bool, open_to_all: bool, haproxy: bool | None, address: str | None
 ) -> None:
     """Check a configuration; and unless that is all, serve until SIGINT or SIGTERM.
 
@@ -79,10 +79,12 @@ def serve_or_check(
     if check:
         sys.stdout.write(f"ok: {place}: {', '.join(heads)}\n")
         return
-    if haproxy:
-        if where := address or os.environ.get("RAY_ADDRESS"):
-            raise SettingsError(f"--haproxy: Ray at {where!r} runs; start its nodes with RAY_SERVE_ENABLE_HA_PROXY=1")
-        launch.choose_haproxy(os.environ)
+    where = address or os.environ.get("RAY_ADDRESS")
+    if where is None:
+        launch.choose_proxy(os.environ, haproxy)
+    elif haproxy is not None:
+        value = int(haproxy)
+        raise SettingsError(f"--haproxy: Ray at {where!r} runs; start its nodes with RAY_SERVE_ENABLE_HA_PROXY={value}")
     with launch.until_told() as told, launch.running(schema, address=address, told=told, say=_say):
         http = schema.http_options
         sys.stdout.write(f"ready: http://{http.host}:{http.port} serves {', '.join(heads)}\n")

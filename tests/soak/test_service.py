@@ -74,7 +74,7 @@ async def overload(cli: Cli, url: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("words", [(), ("--haproxy",)], ids=["python", "haproxy"])
+@pytest.mark.parametrize("words", [("--haproxy",), ("--no-haproxy",)], ids=["haproxy", "ray"])
 def test_overload(tmp_path: Path, words: tuple[str, ...]) -> None:
     """Three times as many requests as it can answer, for a minute."""
     heads = [{"task": "embed", "model": "demo", "name": "vec"}]

@@ -80,7 +80,7 @@ async def killed(cli: Cli, url: str, known: Known, word: str) -> Crowd:
     return clients
 
 
-@pytest.mark.parametrize("words", [(), ("--haproxy",)], ids=["python", "haproxy"])
+@pytest.mark.parametrize("words", [("--haproxy",), ("--no-haproxy",)], ids=["haproxy", "ray"])
 @pytest.mark.parametrize("word", [ENCODER, INGRESS], ids=["encoder", "ingress"])
 def test_kills(tmp_path: Path, word: str, words: tuple[str, ...]) -> None:
     """Of an encoder nobody notices; of an ingress those whose request it had."""
@@ -98,35 +98,39 @@ def test_kills(tmp_path: Path, word: str, words: tuple[str, ...]) -> None:
     assert failed <= (0 if word == ENCODER else KILLS * CLIENTS)
 
 
-async def scaled(cli: Cli, url: str, known: Known) -> tuple[Crowd, list[int]]:
-    seen, done = [len(cli.workers(ENCODER))], asyncio.Event()
+async def scaled(cli: Cli, url: str, known: Known, word: str) -> tuple[Crowd, list[int]]:
+    seen, done = [len(cli.workers(word))], asyncio.Event()
     async with crowd(url, known.check) as clients:
         many = asyncio.ensure_future(clients.closed(known.ask, 2 * CLIENTS, done.is_set))
-        await until(lambda: len(cli.workers(ENCODER)) == 2, "a second replica")
+        await until(lambda: len(cli.workers(word)) == 2, "a second replica")
         await asyncio.sleep(10)
-        seen.append(len(cli.workers(ENCODER)))
+        seen.append(len(cli.workers(word)))
         done.set()
         await many
         done.clear()
         few = asyncio.ensure_future(clients.closed(known.ask, 1, done.is_set))
-        await until(lambda: len(cli.workers(ENCODER)) == 1, "one replica")
+        await until(lambda: len(cli.workers(word)) == 1, "one replica")
         await asyncio.sleep(5)
-        seen.append(len(cli.workers(ENCODER)))
+        seen.append(len(cli.workers(word)))
         done.set()
         await few
     return clients, seen
 
 
-@pytest.mark.parametrize("words", [(), ("--haproxy",)], ids=["python", "haproxy"])
-def test_scaling(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """From one encoder to two and back."""
+@pytest.mark.parametrize("words", [("--haproxy",), ("--no-haproxy",)], ids=["haproxy", "ray"])
+@pytest.mark.parametrize("word", [ENCODER, INGRESS], ids=["graph", "collocated"])
+def test_scaling(tmp_path: Path, word: str, words: tuple[str, ...]) -> None:
+    """From one replica to two and back: encoders behind ingresses, and ingresses that compute."""
     model = write_tiny_checkpoint(tmp_path / "vec")
     known = Known(model)
     quick = {"metrics_interval_s": 0.5, "look_back_period_s": 2, "upscale_delay_s": 1, "downscale_delay_s": 4}
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 4, **quick}
     args, deployments = graph(model, autoscaling_config=scaling)
+    if word == INGRESS:
+        args["form"] = "collocated"
+        deployments = [{**deployments[1], "name": "ingress"}]
     with service(tmp_path, args, *words, deployments=deployments) as (cli, url):
-        clients, seen = asyncio.run(scaled(cli, url, known))
+        clients, seen = asyncio.run(scaled(cli, url, known, word))
     log.info("%s; replicas %s", dict(clients.statuses), seen)
     assert seen == [1, 2, 1]
     assert set(clients.statuses) == {"200"}
