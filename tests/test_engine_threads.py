@@ -5,6 +5,8 @@ from __future__ import annotations
 import _thread
 import dataclasses
 import gc
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -104,6 +106,20 @@ def test_every_stream_computes_with_one_thread(predictor: Predictor, threads: in
     finally:
         torch.set_num_threads(before)
         trunk.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priority of their own")
+@pytest.mark.parametrize("yields", [False, True])
+def test_streams_that_yield_do_and_nobody_else(predictor: Predictor, yields: bool) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    before = set(our_threads())
+    trunk = Trunk({"embed": predictor.task}, predictor.settings, threads=2, yields=yields)
+    streams = [thread.native_id for thread in set(our_threads()) - before]
+    assert len(streams) == 2
+    expected = min(19, own + 10) if yields else own
+    assert [os.getpriority(os.PRIO_PROCESS, thread or 0) for thread in streams] == [expected] * 2
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+    trunk.close()
 
 
 def test_close_ends_the_threads(tiny: Path) -> None:

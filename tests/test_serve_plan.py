@@ -151,6 +151,9 @@ def test_the_command_checks_and_starts_nothing(
     code, out, err = said(capsys, "serve", tmp_path / "none.yaml")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said(capsys, "serve", "--model", tiny, "--replicas", "0")[0] == 2
+    code, out, err = said(capsys, "serve", "--model", tiny, "--no-haproxy", "--address", "a:1")
+    assert (code, out) == (2, "")
+    assert err == "error: --haproxy: Ray at 'a:1' runs; start its nodes with RAY_SERVE_ENABLE_HA_PROXY=0\n"
     code, _, err = said(capsys, "serve", "--model", tiny, "--host", "0.0.0.0", "--check")
     assert (code, "without an API key" in err) == (2, True)
 

@@ -73,18 +73,18 @@ def serve_or_check(
     Raises:
         RaybertError: it can't be served; of which kind the error says.
     """
+    where = address or os.environ.get("RAY_ADDRESS")
+    if where is not None and haproxy is not None:
+        value = int(haproxy)
+        raise SettingsError(f"--haproxy: Ray at {where!r} runs; start its nodes with RAY_SERVE_ENABLE_HA_PROXY={value}")
     schema = plan.checked(config, place)
     launch.check_keys(schema, dict(os.environ), open_to_all=open_to_all)
     heads = [head.served_name for args in plan.arguments(schema) for head in args.heads]
     if check:
         sys.stdout.write(f"ok: {place}: {', '.join(heads)}\n")
         return
-    where = address or os.environ.get("RAY_ADDRESS")
     if where is None:
         launch.choose_proxy(os.environ, haproxy)
-    elif haproxy is not None:
-        value = int(haproxy)
-        raise SettingsError(f"--haproxy: Ray at {where!r} runs; start its nodes with RAY_SERVE_ENABLE_HA_PROXY={value}")
     with launch.until_told() as told, launch.running(schema, address=address, told=told, say=_say):
         http = schema.http_options
         sys.stdout.write(f"ready: http://{http.host}:{http.port} serves {', '.join(heads)}\n")
