@@ -98,6 +98,36 @@ def test_kills(tmp_path: Path, word: str, words: tuple[str, ...]) -> None:
     assert failed <= (0 if word == ENCODER else KILLS * CLIENTS)
 
 
+async def hung(cli: Cli, url: str, known: Known) -> Crowd:
+    """Stop one of two encoders, which then answers nothing, until it is replaced."""
+    done = asyncio.Event()
+    async with crowd(url, known.check) as clients:
+        load = asyncio.ensure_future(clients.closed(known.ask, CLIENTS, done.is_set))
+        await asyncio.sleep(3)
+        victim = cli.workers(ENCODER)[0]
+        os.kill(victim, signal.SIGSTOP)
+        await until(lambda: len(set(cli.workers(ENCODER)) - {victim}) == 2, "another in its place")
+        await asyncio.sleep(3)
+        done.set()
+        await load
+    return clients
+
+
+def test_a_replica_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """Who asked it hears so at the deadline; the others are served meanwhile."""
+    model = write_tiny_checkpoint(tmp_path / "vec")
+    known = Known(model)
+    args, deployments = graph(model, num_replicas=2)
+    with service(tmp_path, args, deployments=deployments) as (cli, url):
+        clients = asyncio.run(hung(cli, url, known))
+    longest = max(max(each) for each in clients.seconds.values())
+    log.info("%s; the longest request took %.1f s", dict(clients.statuses), longest)
+    assert clients.wrong == []
+    assert set(clients.statuses) <= {"200", "504"}
+    assert clients.statuses["504"] <= 2 * CLIENTS
+    assert longest < DEADLINE_S + 2
+
+
 async def scaled(cli: Cli, url: str, known: Known, word: str) -> tuple[Crowd, list[int]]:
     seen, done = [len(cli.workers(word))], asyncio.Event()
     async with crowd(url, known.check) as clients:
