@@ -24,6 +24,7 @@ from raybert.serve.board import Board
 from raybert.serve.collocated import Collocated, TrunkEncoder
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.health import HANGS_S, Unhealthy
+from raybert.serve.memory import keep_giving_back
 from raybert.serve.metrics import Snapshot
 from raybert.serve.readings import Readings
 from raybert.serve.routes import make_app
@@ -79,17 +80,19 @@ class Replica:
         self.tracing = Tracing(os.environ)
         self.board = Board(RemoteLedger(ledger))
         self.board.meters.replicas.labels(kind).set(1)
-        self._telling: asyncio.Task[None] | None = None
+        self._beside: tuple[asyncio.Task[None], ...] = ()
 
     def begin(self) -> None:
-        """Tell the ledger from now on; of the replica's event loop."""
-        if self._telling is None:
-            self._telling = asyncio.get_running_loop().create_task(self.board.keep_telling())
+        """Tell the ledger from now on, and give memory back; on the replica's event loop."""
+        if not self._beside:
+            loop = asyncio.get_running_loop()
+            self._beside = (loop.create_task(self.board.keep_telling()), loop.create_task(keep_giving_back()))
 
     async def end(self) -> None:
         """Tell it a last time."""
-        if self._telling is not None:
-            self._telling.cancel()
+        for task in self._beside:
+            task.cancel()
+        if self._beside:
             with suppress(Exception):  # the ledger may have ended before
                 async with asyncio.timeout(_LAST_WORD_S):
                     await self.board.tell()
@@ -196,7 +199,7 @@ class Ingress(Replica):
         super().__init__("ingress", ledger)
         self._args = args
         tasks = open_tasks(args)
-        self._beside: Collocated | None = None
+        self._collocated: Collocated | None = None
         if encoders:
             computes = {name: RemoteEncoder(handle) for name, handle in encoders.items()}
             self._service = Service(tasks, computes, Readings(tasks), tracer=self.tracing.tracer)
@@ -204,8 +207,8 @@ class Ingress(Replica):
             settings = _settings(args, tasks)
             workers = args.threads or default_threads(settings)
             tracer = self.tracing.tracer
-            self._beside = Collocated(tasks, settings, self.board.meters, workers=workers, tracer=tracer)
-            self._service = self._beside.service
+            self._collocated = Collocated(tasks, settings, self.board.meters, workers=workers, tracer=tracer)
+            self._service = self._collocated.service
         if args.access_log:
             log_requests(sys.stderr)
 
@@ -219,13 +222,13 @@ class Ingress(Replica):
     async def check_health(self) -> None:
         """What Ray Serve asks; a replica that raises here is replaced. An encoder elsewhere has its own."""
         self.begin()
-        if self._beside is not None:
-            await self._beside.check()
+        if self._collocated is not None:
+            await self._collocated.check()
 
     async def __del__(self) -> None:
         """End the threads, when what is under way is through."""
         await self.end()
-        if self._beside is None:
+        if self._collocated is None:
             self._service.close()
         else:
-            await self._beside.close()
+            await self._collocated.close()
