@@ -63,14 +63,16 @@ class Client:
     async def send(self, message: Any) -> None:
         self.sent.append(message)
 
-    async def ask(self, routes: Routes, *, keys: ApiKeys | None = None, **limits: Any) -> None:
+    async def ask(
+        self, routes: Routes, *, keys: ApiKeys | None = None, gate: Gate | None = None, **limits: Any
+    ) -> None:
         await Door(
             routes,
             limits=Limits(**limits),
             keys=keys or ApiKeys(),
             meters=Meters(),
             tracer=NoOpTracer(),
-            gate=Gate(Limits()),
+            gate=gate or Gate(Limits()),
         )(self.scope, self.receive, self.send)
 
     @property
@@ -206,6 +208,20 @@ def test_an_error_speaks_as_the_family_of_its_route_does():
     }
     assert {path: family_of(path) for path in families} == families
     assert family_of("/rerank", cohere=True) == "cohere"
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_a_full_house_refuses_at_the_door(method):
+    async def main() -> None:
+        client, gate = Client(b"ab"), Gate(Limits(max_waiting_tokens=5))
+        client.scope["method"] = method
+        with gate.held(5):
+            await client.ask(echo, gate=gate)
+        assert client.status == (429 if method == "POST" else 200)
+        if method == "POST":
+            assert (b"retry-after", b"1") in client.sent[0]["headers"]
+
+    run(main)
 
 
 def test_the_gate_lets_in_what_there_is_room_for_and_knows_when_to_come_again():
