@@ -56,6 +56,8 @@ class Crowd:
         statuses: how often each came; ``left`` where the client did not wait, else the name of what broke.
         seconds: of each answer, by status.
         wrong: answers that `check` refused.
+        headers: the last ones of each status but 200.
+        failures: path, characters of the request, status and answer of each that got 500 or more.
     """
 
     def __init__(self, session: aiohttp.ClientSession, url: str, check: Callable[[Ask, Any], bool]) -> None:
@@ -64,6 +66,7 @@ class Crowd:
         self.seconds: dict[str, list[float]] = {}
         self.wrong: list[Ask] = []
         self.headers: dict[str, Any] = {}
+        self.failures: list[tuple[str, int, int, str]] = []
 
     async def ask(self, ask: Ask, *, patience_s: float | None = None) -> str:
         """One request; who has no patience leaves after so many seconds."""
@@ -86,8 +89,10 @@ class Crowd:
                 if not self._check(ask, await response.json()):
                     self.wrong.append(ask)
             else:
-                await response.read()
+                told = await response.text()
                 self.headers[str(response.status)] = dict(response.headers)
+                if response.status >= 500:
+                    self.failures.append((path, len(str(body)), response.status, told[:200]))
             return str(response.status)
 
     async def closed(self, asks: Callable[[], Ask], clients: int, until: Callable[[], bool]) -> None:
