@@ -272,12 +272,12 @@ def against(seen: Mapping[str, list[Figures]], name: str, field: str) -> float:
 def show(seen: Mapping[str, list[Figures]]) -> None:
     """The table."""
     columns = ("lone_p50", "rate", "p50", "p99", "open_rate", "open_p50", "open_p99")
-    print(f"{'':24}{'1 client':>9}{'32 clients':>27}{'Poisson at 60 %':>27}")
-    print(f"{'':24}{'p50 ms':>9}" + 2 * f"{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}" + f"{'ratio':>8}")
+    print(f"{'':32}{'1 client':>9}{'32 clients':>27}{'Poisson at 60 %':>27}")
+    print(f"{'':32}{'p50 ms':>9}" + 2 * f"{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}" + f"{'ratio':>8}")
     for name, rounds in seen.items():
         cells = [f"{middle([getattr(each, column) for each in rounds]):9.1f}" for column in columns]
         ratio = f"{against(seen, name, 'rate'):8.2f}" if PEER in seen else ""
-        print(f"{name:24}{''.join(cells)}{ratio}")
+        print(f"{name:32}{''.join(cells)}{ratio}")
 
 
 def main() -> int:
