@@ -102,9 +102,12 @@ def running(server: Server) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}{server.route}"
     with tempfile.TemporaryFile() as log:
         words = [word.format(port=port) for word in server.command]
-        process = subprocess.Popen(
-            words, env=os.environ | server.environment, stdout=log, stderr=log, start_new_session=True
-        )
+        try:
+            process = subprocess.Popen(
+                words, env=os.environ | server.environment, stdout=log, stderr=log, start_new_session=True
+            )
+        except OSError as error:
+            sys.exit(f"{server.name}: can't be started ({error}); --peer takes the path of its command")
         try:
             if not asyncio.run(answers(url, process)):
                 log.seek(0)

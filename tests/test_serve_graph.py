@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from raybert.serve import plan
 from raybert.serve.app import build
 from raybert.serve.settings import ServiceArgs
 from tests.jobs import Cli, run_cli, small_ray, wait_for
+from tests.serving import free_port, ready
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -32,13 +32,6 @@ def models_fixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     folder = tmp_path_factory.mktemp("models")
     made = [write_tiny_checkpoint(folder / f"bert{seed}", tokenizer_json=True, seed=seed) for seed in (0, 1)]
     return made[0], made[1]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module", name="url", params=["collocated", "graph"])
@@ -88,13 +81,6 @@ def test_errors_are_those_of_the_family(url: str) -> None:
     response = httpx.post(f"{url}/v1/embeddings", json={"model": "shor", "input": "a"})
     assert response.status_code == 404
     assert response.json()["error"]["message"] == "model 'shor': unknown; did you mean 'short'?"
-
-
-def ready(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=30).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.mark.timeout(400)

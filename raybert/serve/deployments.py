@@ -36,8 +36,8 @@ from raybert.tasks import Task, make_task
 from raybert.text.encoding import Sequences
 
 _LAST_WORD_S = 2.0
-# Half of what the engine takes offline. 32 clients, texts of 52 tokens, bf16 on two cores: 155 requests/s and p99
-# 405 ms at 2,048 tokens; 180 and 278 at 1,024; 165 and 271 at 512 (jobs/load.py).
+# Half of what the engine takes offline. 32 clients, texts of 52 tokens, bf16 on two cores, the budget set in the
+# configuration, one run each: 155 requests/s and p99 405 ms at 2,048 tokens; 180 and 278 at 1,024; 165 and 271 at 512.
 _CPU_BUDGET = 1024
 
 

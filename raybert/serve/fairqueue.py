@@ -18,9 +18,8 @@ from raybert.errors import SettingsError
 
 LOOK_AHEAD = 64
 """Requests that are looked through for a window which still fits into a batch."""
-BULK_SHARE = 1 / 2
-"""What a bulk request gets beside an interactive one. At an eighth, 20,000 tokens among seven others took over a minute
-on two cores, which is the deadline."""
+BULK_SHARE = 1 / 8
+"""What a bulk request gets beside an interactive one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

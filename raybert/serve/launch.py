@@ -145,8 +145,8 @@ def _there(schema: ServeDeploySchema) -> list[str]:
 def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) -> None:
     """What stands before the replicas of a Ray that starts on this machine: HAProxy, or Ray's own proxy.
 
-    Of 32 clients with a text each HAProxy passes on half as many requests again (jobs/load.py), and at three times its
-    capacity the service behind it goes on, while Ray's own proxy needs both cores to refuse
+    Of 32 clients with a text each HAProxy passes on a third to a half more requests (jobs/load.py), and at three times
+    its capacity the service behind it goes on, while Ray's own proxy needs both cores to refuse
     (tests/soak/test_service.py). Its own ports are free ones, so that two services on a machine don't meet.
 
     Args:

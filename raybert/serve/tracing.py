@@ -31,7 +31,7 @@ class Tracing:
         tracer: begins spans.
 
     Raises:
-        SettingsError: traces are wanted, and OpenTelemetry's exporter is not installed, or can't be made.
+        SettingsError: traces are wanted, and OpenTelemetry's exporter is not installed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ import yaml
 
 from raybert.serve.plan import BUILDER
 from tests.jobs import Cli
-from tests.test_serve_graph import free_port, ready
+from tests.serving import free_port, ready
 
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request hides what a test tells
 

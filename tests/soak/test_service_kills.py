@@ -15,8 +15,8 @@ import pytest
 
 import raybert
 from tests.jobs import Cli
+from tests.serving import ready
 from tests.soak.crowd import Ask, Crowd, crowd, service, within
-from tests.test_serve_graph import ready
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
