@@ -2,6 +2,8 @@
 
     python jobs/load.py                              both forms of raybert, in bfloat16 and float32, and both proxies
     python jobs/load.py --peer PATH/infinity_emb     against infinity, installed in an environment of its own
+    python jobs/load.py --budgets 512 1024           tokens that one forward may hold
+    python jobs/load.py --forms graph --grpc         between ingress and encoders gRPC too, beside calls of Ray's actors
 
 The servers run one after another on this machine, round by round, each with the clients on the same processors. A
 round has, for each: a lone client (its p50), 32 clients that ask as soon as they are answered (requests a second, p99),
@@ -27,7 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import aiohttp
@@ -229,13 +231,17 @@ def servers(arguments: argparse.Namespace, folder: Path) -> list[Server]:
         quiet = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
         found.append(Server(name=PEER, command=command, environment=quiet, route="/embeddings"))
     raybert = str(Path(sys.executable).with_name("raybert"))
-    for form, proxy, dtype in itertools.product(arguments.forms, arguments.proxies, arguments.dtypes):
-        name = f"{form} {proxy} {dtype}"
-        args = {"heads": [{"task": "embed", "model": arguments.model, "name": "demo"}], "form": form, "dtype": dtype}
+    variants = itertools.product(arguments.forms, arguments.proxies, arguments.dtypes, arguments.budgets)
+    for form, proxy, dtype, budget in variants:
+        name = f"{form} {proxy} {dtype}" + ("" if budget is None else f" {budget}")
+        heads = [{"task": "embed", "model": arguments.model, "name": "demo"}]
+        args = {"heads": heads, "form": form, "dtype": dtype, "budget": budget}
         file = folder / f"{name}.yaml"
         file.write_text(yaml.safe_dump({"applications": [{"import_path": BUILDER, "args": args}]}))
         command = [raybert, "serve", str(file), "--port", "{port}", *PROXIES[proxy]]
         found.append(Server(name=name, command=command, route="/v1/embeddings"))
+        if form == "graph" and arguments.grpc:
+            found.append(replace(found[-1], name=f"{name} grpc", environment={"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}))
     return found
 
 
@@ -250,7 +256,7 @@ def below(name: str, seen: Mapping[str, list[Figures]], arguments: argparse.Name
     )
     if PEER not in seen:
         return failed
-    gate = arguments.gate_fp32 if name.endswith("float32") else arguments.gate_bf16
+    gate = arguments.gate_fp32 if "float32" in name else arguments.gate_bf16
     for what, ratio, most in (
         ("requests/s", 1 / against(seen, name, "rate"), 1 / gate),
         ("p99 at 32", against(seen, name, "p99"), 0.5),
@@ -291,6 +297,8 @@ def main() -> int:
     parser.add_argument("--forms", nargs="+", default=["collocated", "graph"])
     parser.add_argument("--proxies", nargs="+", default=["haproxy", "ray"], choices=PROXIES)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[None], help="tokens of one forward")
+    parser.add_argument("--grpc", action="store_true", help="the graph form also with gRPC between its processes")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of 32 clients, and of arrivals by chance")
     parser.add_argument("--seed", type=int, default=0)
@@ -301,7 +309,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="raybert-load-") as folder:
         seen = rounds(servers(arguments, Path(folder)), asked, arguments)
     show(seen)
-    gated = [f"{arguments.forms[0]} {arguments.proxies[0]} {dtype}" for dtype in arguments.dtypes]
+    gated = [name for name in seen if name.startswith(f"{arguments.forms[0]} {arguments.proxies[0]} ")]
     failed = [f"{name}: {each}" for name in gated for each in below(name, seen, arguments)]
     for line in failed:
         print(f"below the gate: {line}")

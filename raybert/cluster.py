@@ -352,14 +352,20 @@ def first_line(error: BaseException) -> str:
     return raised[-1] if raised else (lines or [type(error).__name__])[0]
 
 
-def limit_worker_threads() -> None:
-    """Keep a Ray worker's libraries to one thread each, before they are first used.
+def limit_worker() -> None:
+    """Keep a Ray worker's libraries to one thread each and to few kept kernels, before they are first used.
 
     The tokenizer's pool and OpenMP would each start one thread a core in every worker.
+
+    oneDNN and the layer between it and torch keep a kernel for each of the last 1,024 shapes, the latter in each thread
+    and for each kind of operator, of a quarter of a megabyte each: over texts of all lengths a process went on growing
+    for ten minutes and more. With these bounds two threads level at 0.5 GB within a minute, at the same speed.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 
 
 def call_on_worker(

@@ -133,6 +133,8 @@ def test_methods(url: str) -> None:
             for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
                 response = client.request(method, url + path)
                 assert response.status_code == 405, (method, path)
+                assert response.headers["allow"] == "POST"
+                assert f"{path}: takes POST, not {method}" in response.text
 
 
 def test_no_other_origin_is_let_in(url: str) -> None:

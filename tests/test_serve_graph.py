@@ -19,9 +19,11 @@ import raybert
 from raybert.serve import plan
 from raybert.serve.app import build
 from raybert.serve.settings import ServiceArgs
+from raybert.serve.tracing import ENDPOINTS
 from tests.jobs import Cli, run_cli, small_ray, wait_for
 from tests.serving import free_port, ready
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
+from tests.traces import CALLER, Receiver, receiving
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +36,22 @@ def models_fixture(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     return made[0], made[1]
 
 
-@pytest.fixture(scope="module", name="url", params=["collocated", "graph"])
-def url_fixture(models: tuple[Path, Path], request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="module", name="receiver")
+def receiver_fixture() -> Iterator[Receiver]:
+    """Where the traces of all processes go."""
+    with receiving() as receiver, pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ENDPOINTS[1], receiver.url)
+        yield receiver
+
+
+@pytest.fixture(scope="module", name="form", params=["collocated", "graph"])
+def form_fixture(request: pytest.FixtureRequest) -> str:
+    """Of the service."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", name="url")
+def url_fixture(models: tuple[Path, Path], form: str, receiver: Receiver) -> Iterator[str]:
     """Two models, three heads, on a Ray of their own."""
     from ray import serve
 
@@ -45,7 +61,7 @@ def url_fixture(models: tuple[Path, Path], request: pytest.FixtureRequest) -> It
         {"task": "embed", "model": first, "name": "short", "options": {"max_length": 8}},
         {"task": "embed", "model": second},
     ]
-    args = ServiceArgs.model_validate({"heads": heads, "form": request.param, "dtype": "float32", "threads": 1})
+    args = ServiceArgs.model_validate({"heads": heads, "form": form, "dtype": "float32", "threads": 1})
     port = free_port()
     with small_ray(cpus=6):
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -75,6 +91,22 @@ def test_answers_are_those_of_the_heads(url: str, models: tuple[Path, Path]) -> 
             found = client.embeddings.create(model=name, input=texts)
             with raybert.load(models[name == "bert1"], "embed", dtype="float32", device="cpu", **given) as embed:
                 np.testing.assert_allclose([each.embedding for each in found.data], embed(texts), atol=1e-6)
+
+
+def test_a_request_is_one_trace(url: str, form: str, receiver: Receiver) -> None:
+    trace = f"{['collocated', 'graph'].index(form) + 1:032x}"
+    headers = {"traceparent": f"00-{trace}-{CALLER}-01"}
+    assert httpx.post(f"{url}/embed", json={"inputs": "a text"}, headers=headers).status_code == 200
+
+    def came() -> set[str]:
+        return {span.name for span in receiver.spans if span.trace_id.hex() == trace}
+
+    expected = {"POST /embed", "tokenize", "compute", "decode"} | ({"encoder"} if form == "graph" else set())
+    wait_for(lambda: came() == expected, "the spans of every process", within_s=30)
+    spans = {span.name: span for span in receiver.spans if span.trace_id.hex() == trace}
+    assert spans["POST /embed"].parent_span_id.hex() == CALLER
+    if form == "graph":
+        assert spans["encoder"].parent_span_id == spans["compute"].span_id
 
 
 def test_errors_are_those_of_the_family(url: str) -> None:

@@ -168,4 +168,6 @@ def test_limits_and_keys(tiny):
 def test_a_route_that_is_none_and_a_method_that_is_none(url):
     response = httpx.get(f"{url}/v1/completions")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "unknown")
-    assert httpx.get(f"{url}/v1/embeddings").status_code == 405
+    response = httpx.get(f"{url}/v1/embeddings")
+    told = {"message": "/v1/embeddings: takes POST, not GET", "type": "invalid_request_error", "param": None}
+    assert (response.status_code, response.json()) == (405, {"error": told | {"code": "method"}})

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybert.cluster import ENCODE_CPUS, WRITE_CPUS, alive_nodes, call_on_worker, limit_worker_threads, share_out
+from raybert.cluster import ENCODE_CPUS, WRITE_CPUS, alive_nodes, call_on_worker, limit_worker, share_out
 from raybert.config import HeadSpec, heads_from, one_of
 from raybert.data.arrowtypes import LISTS, pair_type, plain_type
 from raybert.data.cells import from_row, to_row
@@ -148,7 +148,7 @@ def _encode(block: pa.Table, specs: Sequence[HeadSpec], text_column: str, pair_c
     """Rows -> one row with their windows; ``good`` says which rows have any."""
     from raybert.text.tokenizer import problem
 
-    limit_worker_threads()
+    limit_worker()
     texts, seconds = _texts(block, text_column, pair_column)
     good = [row for row, text in enumerate(texts) if problem(text) is None]
     if seconds is not None:

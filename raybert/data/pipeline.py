@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raybert.cluster import ENCODE_CPUS, READ_CPUS, WRITE_CPUS, Shares, first_line, limit_worker_threads
+from raybert.cluster import ENCODE_CPUS, READ_CPUS, WRITE_CPUS, Shares, first_line, limit_worker
 from raybert.data.cells import from_row, to_row
 from raybert.data.metrics import Busy, Instruments, Tags
 from raybert.data.splits import ReadTask
@@ -146,7 +146,7 @@ def _read(block: pa.Table, job: Job, tries: Any) -> Iterator[pa.Table]:
 
 
 def _encode(block: pa.Table, job: Job, tries: Any) -> pa.Table:
-    limit_worker_threads()
+    limit_worker()
     return _guarded("encode", block, tries, lambda row: encode_stage(row, job))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raybert.cluster import limit_worker_threads
+from raybert.cluster import limit_worker
 from raybert.config import HeadSpec
 from raybert.data.cells import (
     arrays_from,
@@ -188,7 +188,7 @@ class ModelStage:
             DeviceError: this machine can't obey the run's settings.
             CheckpointError: a checkpoint can't be read here, or is another one than the driver's.
         """
-        limit_worker_threads()  # before torch is imported
+        limit_worker()  # before torch is imported
         from raybert.engine import EngineSettings, Trunk
 
         settings = EngineSettings.from_dict(engine)

