@@ -89,7 +89,7 @@ class EngineSettings:
                     f"{library} {version} here, {self.versions.get(library)} in the run's manifest: "
                     f"answers could differ; install that version, or start again with --overwrite"
                 )
-        if self.dtype == "bfloat16" and not _native_bfloat16(self.device):
+        if self.dtype == "bfloat16" and not native_bfloat16(self.device):
             raise DeviceError(f"dtype bfloat16: not native on this machine's {self.device}; the run was begun with it")
         check_kernels(self.kernels, torch.device(self.device), torch_dtype(self.dtype))
 
@@ -128,10 +128,10 @@ def choose_settings(
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("device cuda: torch sees none on this machine; pass device='cpu'")
     if dtype == "auto":
-        dtype = "bfloat16" if _native_bfloat16(device) else "float32"
+        dtype = "bfloat16" if native_bfloat16(device) else "float32"
     if dtype == "float16" and device == "cpu":
         raise DeviceError("dtype float16: a CPU emulates it, five times slower than bfloat16; pass bfloat16 or float32")
-    if dtype == "bfloat16" and not _native_bfloat16(device):
+    if dtype == "bfloat16" and not native_bfloat16(device):
         raise DeviceError(f"dtype bfloat16: this machine's {device} has no native bfloat16; pass float32")
     if budget is not None and budget < 1:
         raise SettingsError(f"budget {budget}: takes a whole number of tokens from 1")
@@ -146,7 +146,8 @@ def choose_settings(
     )
 
 
-def _native_bfloat16(device: str) -> bool:
+def native_bfloat16(device: str) -> bool:
+    """Whether this machine's ``cpu`` or ``cuda`` computes in bfloat16 by itself."""
     if device == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     # The instruction set itself: oneDNN also says yes where it only emulates (pytorch#146508, up to 499 times slower).

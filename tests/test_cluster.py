@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -17,6 +19,7 @@ from raybert.cluster import (
     first_line,
     share_out,
 )
+from raybert.engine import native_bfloat16
 from raybert.errors import CheckpointError, DeviceError, RunFailed, SettingsError
 
 
@@ -195,3 +198,36 @@ def test_our_own_error_is_found_inside_of_rays():
 )
 def test_an_error_of_another_library_in_one_line(text, line):
     assert first_line(ValueError(text)) == line
+
+
+OVER_ALL_SHAPES = """
+import sys
+from raybert.cluster import limit_worker
+if sys.argv[1] == "limited":
+    limit_worker()
+import psutil, torch
+
+def grown(lengths):
+    before = psutil.Process().memory_info().rss
+    for length in lengths:
+        x = torch.ones((12, length, 32), dtype=torch.bfloat16)
+        torch.bmm(x, x.transpose(1, 2))
+    return (psutil.Process().memory_info().rss - before) / 2**20
+
+torch.set_num_threads(1)
+grown([512]); grown(range(1, 300))
+print(grown(range(300, 800)))
+"""
+
+
+@pytest.mark.skipif(not native_bfloat16("cpu"), reason="needs a CPU whose products in bfloat16 oneDNN compiles")
+def test_a_worker_levels_over_texts_of_all_lengths() -> None:
+    """Of 500 more shapes nothing is kept but the larger tensors; unlimited, each keeps half a megabyte."""
+    found = {}
+    for how in ("limited", "unlimited"):
+        told = subprocess.run(
+            [sys.executable, "-c", OVER_ALL_SHAPES, how], capture_output=True, text=True, check=True, timeout=120
+        )
+        found[how] = float(told.stdout)
+    assert found["limited"] < 50
+    assert found["unlimited"] > 100

@@ -343,7 +343,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_bfloat16_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "_native_bfloat16", lambda device: False)
+    monkeypatch.setattr(engine, "native_bfloat16", lambda device: False)
     assert choose_settings(device="cpu").dtype == "float32"
     with pytest.raises(DeviceError, match=r"bfloat16.*no native"):
         choose_settings(device="cpu", dtype="bfloat16")
