@@ -3,7 +3,7 @@
     python jobs/load.py                              both forms of raybert, in bfloat16 and float32, and both proxies
     python jobs/load.py --peer PATH/infinity_emb     against infinity, installed in an environment of its own
     python jobs/load.py --budgets 512 1024           tokens that one forward may hold
-    python jobs/load.py --forms graph --grpc         between ingress and encoders gRPC too, beside calls of Ray's actors
+    python jobs/load.py --forms graph --actors       between ingress and encoders gRPC, and calls of Ray's actors too
 
 The servers run one after another on this machine, round by round, each with the clients on the same processors. A
 round has, for each: a lone client (its p50), 32 clients that ask as soon as they are answered (requests a second, p99),
@@ -240,8 +240,8 @@ def servers(arguments: argparse.Namespace, folder: Path) -> list[Server]:
         file.write_text(yaml.safe_dump({"applications": [{"import_path": BUILDER, "args": args}]}))
         command = [raybert, "serve", str(file), "--port", "{port}", *PROXIES[proxy]]
         found.append(Server(name=name, command=command, route="/v1/embeddings"))
-        if form == "graph" and arguments.grpc:
-            found.append(replace(found[-1], name=f"{name} grpc", environment={"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1"}))
+        if form == "graph" and arguments.actors:
+            found.append(replace(found[-1], name=f"{name} actors", environment={"RAY_SERVE_USE_GRPC_BY_DEFAULT": "0"}))
     return found
 
 
@@ -298,7 +298,7 @@ def main() -> int:
     parser.add_argument("--proxies", nargs="+", default=["haproxy", "ray"], choices=PROXIES)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--budgets", nargs="+", type=int, default=[None], help="tokens of one forward")
-    parser.add_argument("--grpc", action="store_true", help="the graph form also with gRPC between its processes")
+    parser.add_argument("--actors", action="store_true", help="the graph form also with calls of actors, not gRPC")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20, help="of 32 clients, and of arrivals by chance")
     parser.add_argument("--seed", type=int, default=0)

@@ -134,6 +134,25 @@ def test_the_command_serves_and_drains(models: tuple[Path, Path]) -> None:
     assert done.errors == ["draining: what is under way is answered, then the service ends"]
 
 
+def test_a_large_answer_crosses_between_processes(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """Vectors of 100,000 tokens, more than gRPC lets pass unless told."""
+    heads = [{"task": "embed", "model": str(models[0])}]
+    config = plan.of_heads(heads, dtype="float32", device="cpu", replicas=(1, 1), threads=1)
+    config["applications"][0]["args"]["form"] = "graph"
+    file, port = tmp_path / "graph.yaml", free_port()
+    file.write_text(yaml.safe_dump(config))
+    long = " ".join(stdlib_docstrings(30))[:1500]
+    with Cli("serve", file, "--port", port) as cli:
+        url = f"http://127.0.0.1:{port}"
+        cli.until(lambda: ready(url), "it is ready")
+        response = httpx.post(f"{url}/embed_all", json={"inputs": [long] * 800, "truncate": True}, timeout=120)
+        assert response.status_code == 200, response.text[:500]
+        found = response.json()
+        cli.process.send_signal(signal.SIGTERM)
+        cli.finish()
+    assert 4 * sum(len(tokens) * len(tokens[0]) for tokens in found) > 4 << 20
+
+
 def held(url: str) -> float:
     text = httpx.get(f"{url}/metrics", timeout=30).text
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("raybert_held_tokens "))

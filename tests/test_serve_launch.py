@@ -50,23 +50,22 @@ def test_haproxy_notices_a_client_that_leaves(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         haproxy(tmp_path, server.getsockname()[1]) as (process, front),
+        socket.create_connection(("127.0.0.1", front)) as client,
     ):
-        with socket.create_connection(("127.0.0.1", front)) as client:
-            client.sendall(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 10000\r\n\r\n" + body[:2000])
+        client.sendall(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 10000\r\n\r\n" + body[:2000])
+        time.sleep(0.2)
+        client.sendall(body[2000:])
+        with server.accept()[0] as peer:
+            while not peer.recv(65536).endswith(b"z"):
+                pass
             time.sleep(0.2)
-            client.sendall(body[2000:])
-            peer = server.accept()[0]
-            with peer:
-                while not peer.recv(65536).endswith(b"z"):
-                    pass
-                time.sleep(0.2)
-                client.close()
-                before = sum(process.cpu_times())
-                time.sleep(1)
-                assert sum(process.cpu_times()) - before < 0.5
-                peer.settimeout(5)
-                with suppress(ConnectionResetError):
-                    assert peer.recv(1) == b""
+            client.close()
+            before = sum(process.cpu_times())
+            time.sleep(1)
+            assert sum(process.cpu_times()) - before < 0.5
+            peer.settimeout(5)
+            with suppress(ConnectionResetError):
+                assert peer.recv(1) == b""
 
 
 @contextmanager

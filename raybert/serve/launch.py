@@ -144,7 +144,7 @@ def _there(schema: ServeDeploySchema) -> list[str]:
 
 
 def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) -> None:
-    """What stands before the replicas of a Ray that starts on this machine: HAProxy, or Ray's own proxy.
+    """What stands before the replicas of a Ray that starts on this machine, and what is spoken between them.
 
     Of 32 clients with a text each HAProxy passes on a third to a half more requests (jobs/load.py), and at three times
     its capacity the service behind it goes on, while Ray's own proxy needs both cores to refuse
@@ -160,6 +160,12 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
         environment.setdefault(_HAPROXY, "1")
     if environment.get(_HAPROXY) == "1" and _HAPROXY_BINARY not in environment:
         _without_splicing(environment)
+    # Between ingress and encoders, gRPC: a tenth more requests a second, and as safe when a replica dies
+    # (jobs/load.py --actors, tests/soak/test_service_kills.py). A message may be 4 MB unless told, which vectors of
+    # many tokens exceed. Ray's proxy stays with calls of actors.
+    environment.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+    environment.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(2**31 - 1))
+    environment.setdefault("RAY_SERVE_PROXY_USE_GRPC", "0")
     # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
     # load balancers elsewhere. On one machine HAProxy knows within a second.
     environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
