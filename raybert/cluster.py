@@ -356,10 +356,8 @@ def limit_worker() -> None:
     """Keep a Ray worker's libraries to one thread each and to few kept kernels, before they are first used.
 
     The tokenizer's pool and OpenMP would each start one thread a core in every worker.
-
-    oneDNN and the layer between it and torch keep a kernel for each of the last 1,024 shapes, the latter in each thread
-    and for each kind of operator, of a quarter of a megabyte each: over texts of all lengths a process went on growing
-    for ten minutes and more. With these bounds two threads level at 0.5 GB within a minute, at the same speed.
+    oneDNN and the layer between it and torch would keep kernels of the last 1,024 shapes, the latter in every thread:
+    over texts of all lengths a process went on growing (tests/test_cluster.py).
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAYON_NUM_THREADS", "1")

@@ -1,8 +1,7 @@
 """Memory that was freed goes back to the system.
 
-glibc keeps it for the next request of its size, and after a while holds pieces of all sizes: two threads that compute
-texts of all lengths held 0.73 GB, and 0.51 where it is given back every ten seconds, which takes 10 to 20 ms of a
-thread. A service over texts between 1 and 20,000 tokens stays level so (tests/soak/test_service.py).
+glibc keeps it for the next request of its size, and after a while holds pieces of all sizes. Given back every ten
+seconds, a service over texts between 1 and 20,000 tokens stays level (tests/soak/test_service.py).
 """
 
 from __future__ import annotations
