@@ -355,15 +355,13 @@ def first_line(error: BaseException) -> str:
 def limit_worker() -> None:
     """Keep a Ray worker's libraries to one thread each and to few kept kernels, before they are first used.
 
-    The tokenizer's pool and OpenMP would each start one thread a core in every worker.
-    oneDNN and the layer between it and torch would keep kernels of the last 1,024 shapes, the latter in every thread:
-    over texts of all lengths a process went on growing (tests/test_cluster.py).
+    The tokenizer's pool and OpenMP would each start one thread a core in every worker. oneDNN and the layer above it would
+    keep kernels of the last 1,024 shapes: over texts of all lengths workers went on growing (tests/test_cluster.py).
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+    threads = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    kernels = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "128"}
+    for name, value in (threads | kernels).items():
+        os.environ.setdefault(name, value)
 
 
 def call_on_worker(
