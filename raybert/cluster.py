@@ -355,8 +355,8 @@ def first_line(error: BaseException) -> str:
 def limit_worker() -> None:
     """Keep a Ray worker's libraries to one thread each and to few kept kernels, before they are first used.
 
-    The tokenizer's pool and OpenMP would each start one thread a core in every worker. oneDNN and the layer above it would
-    keep kernels of the last 1,024 shapes: over texts of all lengths workers went on growing (tests/test_cluster.py).
+    The tokenizer's pool and OpenMP would each start one thread a core in every worker. oneDNN and what calls it
+    would keep kernels of the last 1,024 shapes: over texts of all lengths workers grew on (tests/test_cluster.py).
     """
     threads = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     kernels = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "128"}
