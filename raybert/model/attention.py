@@ -1,34 +1,25 @@
 """Attention over packed tokens, behind one small interface.
 
-`Layout` says where each sequence of a token batch lies. Two kernels read it:
+`Layout` says where each sequence of a token batch lies. Three kernels read it:
 
-- `grouped`: sequences of equal length lie together and form a dense [B, H, S, E] block without a mask; any
-  device and dtype.
-- `varlen`: CUDA in half precision, one call for the whole batch (`torch.nn.attention.varlen`).
+- `Varlen`: CUDA in half precision, one call for the whole batch (`torch.nn.attention.varlen`).
+- `Groups`: CUDA in full precision; sequences of equal length form a dense [B, H, S, E] without a mask.
+- `raybert.model.blocks.Blocks`: a CPU.
 """
 
-# T tokens, B sequences of one group, S their length, D width, H heads, E width of a head
+# T tokens, N sequences, B of one group, S their length, D width, H heads, E width of a head
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# On one Zen 4 core, 12 heads of 32, fp32: 32 positions cost 1.10 us a token by matrix products and 1.25 by
-# scaled_dot_product_attention, 128 positions 4.4 and 3.4. In bf16 the products win at every length (2.3 against
-# 4.1 us at 128), because the CPU kernel of scaled_dot_product_attention converts to fp32 and back.
-_FUSED_FROM_POSITIONS = 48
-
-# The CPU's softmax takes whole vectors of so many numbers and the rest of a row one by one, in bf16 at 5 to 7 ns a
-# number against 1. Rows are filled up with -inf where the rest, weighed so, costs more than the copy: 28 positions
-# in bf16 go from 2.5 to 0.9 us a token, 47 from 2.5 to 1.4, 8 in fp32 from 2.4 to 0.9.
-_VECTORS = {torch.bfloat16: (32, 5), torch.float32: (16, 1)}  # numbers of a vector, weight of the rest
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,6 @@ class Layout:
 
     Attributes:
         groups: runs of equal length, in order.
-        blocks: the same in the pieces that `grouped` computes one by one.
         positions_T: each token's position in its sequence, int64, on the encoder's device.
         lengths: of each sequence, int64 [N], on the CPU.
         firsts: where each sequence begins, int64 [N], on the encoder's device.
@@ -60,7 +50,6 @@ class Layout:
     """
 
     groups: tuple[Group, ...]
-    blocks: tuple[Group, ...]
     positions_T: Tensor
     lengths: Tensor
     firsts: Tensor
@@ -88,10 +77,8 @@ def layout_of(lengths: np.ndarray, device: torch.device) -> Layout:
     starts = None
     if device.type == "cuda":
         starts = torch.from_numpy(np.r_[0, ends].astype(np.int32)).to(device, non_blocking=True)
-    blocks = groups if device.type == "cuda" else tuple(_by_powers_of_two(groups))
     return Layout(
         groups=groups,
-        blocks=blocks,
         positions_T=torch.from_numpy(positions).to(device, non_blocking=True),
         lengths=torch.from_numpy(lengths),
         firsts=torch.from_numpy(ends - lengths).to(device, non_blocking=True),
@@ -100,113 +87,100 @@ def layout_of(lengths: np.ndarray, device: torch.device) -> Layout:
     )
 
 
-Attention = Callable[[Tensor, Layout], Tensor]
-"""Fused queries, keys and values [T, 3 D] and the layout -> context [T, D]."""
+class Attention(Protocol[Plan]):
+    """Attention over packed tokens."""
 
-FirstAttention = Callable[[Tensor, Tensor, Layout], Tensor]
-"""Queries of each sequence's first token [N, D], fused keys and values [T, 2 D] and the layout -> context [N, D]."""
+    def plan(self, layout: Layout, dtype: torch.dtype) -> Plan:
+        """What all layers of a batch share, for arithmetic in ``dtype``."""
+        ...
+
+    def attend(self, qkv_TF: Tensor, plan: Plan) -> Tensor:
+        """Fused queries, keys and values [T, 3 D] -> context [T, D]; rows behind the last sequence become 0."""
+        ...
+
+    def attend_first(self, q_ND: Tensor, kv_TF: Tensor, plan: Plan) -> Tensor:
+        """Queries of each sequence's first token [N, D], keys and values [T, 2 D] of all -> context [N, D]."""
+        ...
 
 
-def grouped(n_heads: int) -> Attention:
-    """Attention by groups of equal length: no mask, no padding."""
+class Groups:
+    """Attention by groups of equal length: no mask, no padding.
 
-    def attend(qkv_TF: Tensor, layout: Layout) -> Tensor:
+    Args:
+        n_heads: H.
+    """
+
+    def __init__(self, n_heads: int) -> None:
+        self._n_heads = n_heads
+
+    def plan(self, layout: Layout, dtype: torch.dtype) -> Layout:
+        """The layout itself."""
+        return layout
+
+    def attend(self, qkv_TF: Tensor, plan: Layout) -> Tensor:
+        """As `Attention.attend`."""
         width = qkv_TF.shape[1] // 3
         context_TD = qkv_TF.new_zeros((qkv_TF.shape[0], width))  # rows behind the last group stay 0
-        for group in layout.blocks:
-            shape = (group.count, group.length, 3, n_heads, width // n_heads)
-            qkv = qkv_TF[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
-            context_BSHE = context_TD[group.tokens].view(group.count, group.length, n_heads, -1)
-            context_BSHE.copy_(_attend_dense(*qkv).transpose(1, 2))
+        for group in plan.groups:
+            q, k, v = _heads(qkv_TF, group, 3, self._n_heads)
+            context_BSHE = context_TD[group.tokens].view(group.count, group.length, self._n_heads, -1)
+            context_BSHE.copy_(F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
         return context_TD
 
-    return attend
-
-
-def grouped_first(n_heads: int) -> FirstAttention:
-    """The same for the first token of each sequence alone."""
-
-    def attend(q_ND: Tensor, kv_TF: Tensor, layout: Layout) -> Tensor:
-        width = q_ND.shape[1]
-        context_ND = q_ND.new_zeros(q_ND.shape)  # rows behind the last sequence stay 0
+    def attend_first(self, q_ND: Tensor, kv_TF: Tensor, plan: Layout) -> Tensor:
+        """As `Attention.attend_first`."""
+        context_ND = torch.empty_like(q_ND)
         first = 0
-        for group in layout.blocks:
+        for group in plan.groups:
             rows = slice(first, first + group.count)
             first += group.count
-            shape = (group.count, group.length, 2, n_heads, width // n_heads)
-            k, v = kv_TF[group.tokens].view(shape).permute(2, 0, 3, 1, 4)
-            q = q_ND[rows].view(group.count, 1, n_heads, -1).transpose(1, 2)
-            context_ND[rows] = _attend_dense(q, k, v).reshape(group.count, width)
+            k, v = _heads(kv_TF, group, 2, self._n_heads)
+            q = q_ND[rows].view(group.count, self._n_heads, 1, -1)
+            context_ND[rows] = F.scaled_dot_product_attention(q, k, v).reshape(group.count, -1)
         return context_ND
 
-    return attend
+
+def _heads(rows_TF: Tensor, group: Group, parts: int, n_heads: int) -> tuple[Tensor, ...]:
+    """The parts of a fused linear's rows, as [B, H, S, E] each."""
+    return rows_TF[group.tokens].view(group.count, group.length, parts, n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _by_powers_of_two(groups: Iterable[Group]) -> Iterator[Group]:
-    """The same groups in pieces of 2^k sequences: 13 become 8, 4 and 1.
+class Varlen:
+    """Attention of a whole batch by one variable-length kernel (CUDA, half precision).
 
-    oneDNN compiles a kernel for every shape, 0.3 ms each; fresh texts bring fresh shapes all the time, unless the
-    counts are few.
+    Args:
+        n_heads: H.
     """
-    for group in groups:
-        done = 0
-        while done < group.count:
-            count = 1 << ((group.count - done).bit_length() - 1)
-            yield Group(group.length, count, group.begin + done * group.length)
-            done += count
 
+    def __init__(self, n_heads: int) -> None:
+        # Absent from builds before 2.10 and meaningless on a CPU: imported where it is used.
+        from torch.nn.attention.varlen import varlen_attn
 
-def _softmax(scores: Tensor) -> Tensor:
-    """Softmax over the last axis, as `torch.softmax`, by whole vectors on a CPU."""
-    positions = scores.shape[-1]
-    lanes, weight = _VECTORS.get(scores.dtype, (1, 0))
-    rest = positions % lanes
-    if rest * weight < positions:
-        return scores.softmax(-1)
-    return F.pad(scores, (0, lanes - rest), value=-math.inf).softmax(-1)[..., :positions]
+        self._n_heads, self._kernel = n_heads, varlen_attn
 
+    def plan(self, layout: Layout, dtype: torch.dtype) -> Layout:
+        """The layout itself."""
+        return layout
 
-def _attend_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention of one group: queries [B, H, Q, E], keys and values [B, H, S, E] -> [B, H, Q, E]."""
-    B, H, Q, E = q.shape
-    S = k.shape[2]
-    fused = q.device.type != "cpu" or (q.dtype == torch.float32 and S >= _FUSED_FROM_POSITIONS)
-    if fused:
-        return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = (x.reshape(B * H, -1, E) for x in (q, k, v))
-    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0.0, alpha=1.0 / math.sqrt(E))
-    return torch.bmm(_softmax(scores), v).view(B, H, Q, E)
-
-
-def varlen(n_heads: int) -> Attention:
-    """Attention of a whole batch by one variable-length kernel (CUDA, half precision)."""
-    # Absent from builds before 2.10 and meaningless on a CPU: imported where it is used.
-    from torch.nn.attention.varlen import varlen_attn
-
-    def attend(qkv_TF: Tensor, layout: Layout) -> Tensor:
-        assert layout.starts is not None, "made for CUDA, where every layout has them"
+    def attend(self, qkv_TF: Tensor, plan: Layout) -> Tensor:
+        """As `Attention.attend`, but nothing may lie behind the last sequence."""
         tokens, fused_width = qkv_TF.shape
-        q, k, v = qkv_TF.view(tokens, 3, n_heads, fused_width // (3 * n_heads)).unbind(1)
-        # Seven positional arguments: the keywords behind them differ between torch 2.10, 2.11 and 2.12.
-        context = varlen_attn(q, k, v, layout.starts, layout.starts, layout.longest, layout.longest)
-        assert isinstance(context, Tensor)
+        q, k, v = qkv_TF.view(tokens, 3, self._n_heads, -1).unbind(1)
+        context = self._attend(q, k, v, None, plan, plan.longest)
         return context.reshape(tokens, fused_width // 3)
 
-    return attend
-
-
-def varlen_first(n_heads: int) -> FirstAttention:
-    """The same for the first token of each sequence alone."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    def attend(q_ND: Tensor, kv_TF: Tensor, layout: Layout) -> Tensor:
-        assert layout.starts is not None, "made for CUDA, where every layout has them"
+    def attend_first(self, q_ND: Tensor, kv_TF: Tensor, plan: Layout) -> Tensor:
+        """As `Attention.attend_first`."""
         sequences, width = q_ND.shape
-        k, v = kv_TF.view(kv_TF.shape[0], 2, n_heads, width // n_heads).unbind(1)
-        q = q_ND.view(sequences, n_heads, width // n_heads)
+        k, v = kv_TF.view(kv_TF.shape[0], 2, self._n_heads, -1).unbind(1)
         each = torch.arange(sequences + 1, dtype=torch.int32, device=q_ND.device)
-        context = varlen_attn(q, k, v, each, layout.starts, 1, layout.longest)
-        assert isinstance(context, Tensor)
+        context = self._attend(q_ND.view(sequences, self._n_heads, -1), k, v, each, plan, 1)
         return context.reshape(sequences, width)
 
-    return attend
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, plan: Layout, most: int) -> Tensor:
+        """Where queries begin is told where keys don't begin there too."""
+        assert plan.starts is not None, "made for CUDA, where every layout has them"
+        # Seven positional arguments: the keywords behind them differ between torch 2.10, 2.11 and 2.12.
+        context = self._kernel(q, k, v, plan.starts if starts is None else starts, plan.starts, most, plan.longest)
+        assert isinstance(context, Tensor)
+        return context

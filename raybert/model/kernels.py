@@ -19,12 +19,12 @@ from raybert.errors import DeviceError
 from raybert.model.activations import activation
 
 LINEARS = ("torch", "onednn")
-ATTENTIONS = ("groups", "varlen")
+ATTENTIONS = ("groups", "blocks", "varlen")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """Names of the operators: ``linear`` torch or onednn, ``attention`` groups or varlen."""
+    """Names of the operators: ``linear`` torch or onednn, ``attention`` groups, blocks or varlen."""
 
     linear: str
     attention: str
@@ -116,7 +116,7 @@ def choose_kernels(device: torch.device, dtype: torch.dtype, *, head_widths: Col
         return Kernels(linear="torch", attention="varlen" if half and all(map(_has_varlen, head_widths)) else "groups")
     fits = dtype in (torch.float32, torch.bfloat16) and _onednn_agrees(dtype)
     use = fits and _slowdown(dtype) <= 1.5
-    return Kernels(linear="onednn" if use else "torch", attention="groups")
+    return Kernels(linear="onednn" if use else "torch", attention="blocks")
 
 
 def check_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> None:
@@ -129,6 +129,8 @@ def check_kernels(kernels: Kernels, device: torch.device, dtype: torch.dtype) ->
         raise DeviceError(f"kernels {kernels.as_dict()}: unknown to this version of raybert")
     if kernels.linear == "onednn" and not (device.type == "cpu" and _onednn_agrees(dtype)):
         raise DeviceError(f"kernel linear=onednn in {dtype}: not to be had on this machine ({device})")
+    if kernels.attention == "blocks" and device.type != "cpu":
+        raise DeviceError(f"kernel attention=blocks: needs a CPU, this is {device}")
     if kernels.attention == "varlen" and device.type != "cuda":
         raise DeviceError(f"kernel attention=varlen: needs a CUDA device, this is {device}")
 

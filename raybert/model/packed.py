@@ -10,8 +10,9 @@ lie in one flat row, linears see [T, D], attention sees each sequence by the `La
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,8 @@ from torch.nn import functional as F
 from raybert.checkpoint.config import BertConfig
 from raybert.errors import UsageError
 from raybert.model.architecture import BertModel
-from raybert.model.attention import Layout, grouped, grouped_first, layout_of, varlen, varlen_first
+from raybert.model.attention import Attention, Groups, Layout, Varlen, layout_of
+from raybert.model.blocks import Blocks
 from raybert.model.encoder import BertLayer
 from raybert.model.kernels import Kernels, Linear, make_linear
 
@@ -76,6 +78,9 @@ class Encoder(Protocol):
         ...
 
 
+_ATTENTIONS: Mapping[str, Callable[[int], Attention[Any]]] = {"groups": Groups, "blocks": Blocks, "varlen": Varlen}
+
+
 class _PackedLayer:
     """One layer: attention and feed-forward, each with its residual and LayerNorm."""
 
@@ -94,10 +99,10 @@ class _PackedLayer:
         self.norm_attention = _Norm(layer.attention.output.LayerNorm, dtype, device)
         self.norm_output = _Norm(layer.output.LayerNorm, dtype, device)
         self.activation = config.hidden_act
-        self.attend = {"groups": grouped, "varlen": varlen}[kernels.attention](config.num_attention_heads)
+        self.attention = _ATTENTIONS[kernels.attention](config.num_attention_heads)
 
-    def __call__(self, x_TD: Tensor, layout: Layout) -> Tensor:
-        context_TD = self.attend(self.qkv(x_TD), layout)
+    def __call__(self, x_TD: Tensor, plan: Any) -> Tensor:
+        context_TD = self.attention.attend(self.qkv(x_TD), plan)
         return self._behind(context_TD, x_TD)
 
     def _behind(self, context_TD: Tensor, x_TD: Tensor) -> Tensor:
@@ -121,14 +126,11 @@ class _LastLayer(_PackedLayer):
         attention = layer.attention.self
         self.query = make_linear(kernels.linear, attention.query, dtype=dtype, device=device)
         self.key_value = make_linear(kernels.linear, attention.key, attention.value, dtype=dtype, device=device)
-        self.attend_first = {"groups": grouped_first, "varlen": varlen_first}[kernels.attention](
-            config.num_attention_heads
-        )
 
-    def firsts(self, x_TD: Tensor, layout: Layout) -> Tensor:
+    def firsts(self, x_TD: Tensor, layout: Layout, plan: Any) -> Tensor:
         """The first tokens alone."""
         first_ND = x_TD[layout.firsts]
-        context_ND = self.attend_first(self.query(first_ND), self.key_value(x_TD), layout)
+        context_ND = self.attention.attend_first(self.query(first_ND), self.key_value(x_TD), plan)
         return self._behind(context_ND, first_ND)
 
 
@@ -170,11 +172,12 @@ class PackedEncoder:
             tokens = x_TD.shape[0]
             if self.kernels.linear == "onednn":
                 x_TD = F.pad(x_TD, (0, 0, 0, _idle_rows(tokens)))
+            plan = self._last.attention.plan(batch.layout, self.dtype)
             for layer in self._layers:
-                x_TD = layer(x_TD, batch.layout)
+                x_TD = layer(x_TD, plan)
             if first_only:
-                return self._last.firsts(x_TD, batch.layout)
-            return self._last(x_TD, batch.layout)[:tokens]
+                return self._last.firsts(x_TD, batch.layout, plan)
+            return self._last(x_TD, plan)[:tokens]
 
     def _place(self, batch: TokenBatch) -> Tensor:
         positions_T = batch.layout.positions_T
