@@ -18,12 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import raybert
 from raybert.config import heads_from
 from raybert.engine import Trunk, choose_settings
-from raybert.model.attention import grouped, grouped_first, layout_of, varlen_first
+from raybert.model.attention import Groups, Varlen, layout_of
+from raybert.model.blocks import Blocks
 from raybert.model.kernels import Kernels
 from raybert.model.packed import Encoder, ModuleEncoder, TokenBatch, pack
 from raybert.tasks.program import open_program
 from tests.oracle import assert_close, one_thread, pair  # noqa: F401  one_thread is a fixture
-from tests.test_attention import LENGTHS, random_qkv
+from tests.test_attention import LENGTHS, attend, random_qkv
 from tests.test_packed import CPU, KERNELS, TORCH, packed_settings, random_flat, random_lengths, run_packed, run_padded
 from tests.tiny import stdlib_docstrings, write_tiny_checkpoint
 
@@ -53,18 +54,20 @@ def test_the_module_form_gives_them_too() -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_both_kernels_give_what_the_whole_attention_gives_there(
+def test_every_kernel_gives_what_the_whole_attention_gives_there(
     monkeypatch: pytest.MonkeyPatch, lengths: list[int]
 ) -> None:
     width, heads = 32, 4
     qkv = random_qkv(lengths, width)
     layout = layout_of(np.array(lengths), CPU)
-    expected = grouped(heads)(qkv, layout)[layout.firsts]
-    q_ND, kv_TF = qkv[layout.firsts, :width], qkv[:, width:]
-    assert_close(grouped_first(heads)(q_ND, kv_TF, layout), expected, "groups")
+    expected = attend(Groups(heads), qkv, layout)[layout.firsts]
+    q_ND, kv_TF = qkv[layout.firsts, :width], qkv[:, width:].contiguous()
+    for kernel in (Groups(heads), Blocks(heads)):
+        found = kernel.attend_first(q_ND, kv_TF, kernel.plan(layout, qkv.dtype))
+        assert_close(found, expected, type(kernel).__name__)
     monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", first_queries)
     starts = torch.from_numpy(np.cumsum([0, *lengths]).astype(np.int32))
-    found = varlen_first(heads)(q_ND, kv_TF, replace(layout, starts=starts))
+    found = Varlen(heads).attend_first(q_ND, kv_TF, replace(layout, starts=starts))
     assert_close(found, expected, "varlen")
 
 

@@ -90,7 +90,7 @@ def test_varlen_takes_heads_of_certain_widths(head_width: int, attention: str) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_chosen_on_this_machine_runs_on_it(dtype: torch.dtype) -> None:
     chosen = choose_kernels(CPU, dtype)
-    assert chosen.attention == "groups"
+    assert chosen.attention == "blocks"
     check_kernels(chosen, CPU, dtype)
 
 
@@ -126,6 +126,7 @@ def test_operators_that_are_absent_are_not_chosen(monkeypatch: pytest.MonkeyPatc
         (Kernels(linear="mkl", attention="groups"), CPU, "unknown to this version"),
         (Kernels(linear="torch", attention="flash"), CPU, "unknown to this version"),
         (Kernels(linear="torch", attention="varlen"), CPU, "varlen: needs a CUDA device"),
+        (Kernels(linear="torch", attention="blocks"), CUDA, "blocks: needs a CPU"),
         (Kernels(linear="onednn", attention="groups"), CUDA, "onednn.*not to be had"),
     ],
     ids=str,

@@ -25,7 +25,8 @@ from tests.tiny import stdlib_docstrings
 CONFIGS = 40
 CPU = torch.device("cpu")
 TORCH = Kernels(linear="torch", attention="groups")
-ONEDNN = Kernels(linear="onednn", attention="groups")
+BLOCKS = Kernels(linear="torch", attention="blocks")
+ONEDNN = Kernels(linear="onednn", attention="blocks")
 DEMO_TEXTS = 12
 
 
@@ -39,6 +40,7 @@ def onednn_works(dtype: torch.dtype) -> bool:
 
 KERNELS = [
     pytest.param(TORCH, id="torch"),
+    pytest.param(BLOCKS, id="blocks"),
     pytest.param(
         ONEDNN,
         id="onednn",

@@ -41,9 +41,9 @@ class Block:
         count: sequences, C.
         queries: rows of queries that each gets, Q.
         keys: rows of keys and of values that each gets, S.
-        taken: tokens that the rows of keys are, int64 [C S], or a slice of them.
+        taken: tokens that the rows of keys are, int64 [C S]; a slice where it is one sequence that
+            scaled_dot_product_attention computes.
         bias: [C H, 1, S] that takes out those which are filled up; None where none is.
-        fused: whether it is one sequence that scaled_dot_product_attention computes.
     """
 
     count: int
@@ -51,7 +51,6 @@ class Block:
     keys: int
     taken: Tensor | slice
     bias: Tensor | None
-    fused: bool
 
 
 @dataclass(frozen=True)
@@ -111,10 +110,10 @@ def plan_blocks(layout: Layout, n_heads: int, dtype: torch.dtype) -> BlockPlan:
         row += C * Q
         bias = None
         if not real.all():
-            out = torch.from_numpy(np.where(real, 0.0, -math.inf)).to(dtype)
-            bias = out[:, None, None].expand(C, n_heads, 1, S).reshape(C * n_heads, 1, S)
+            bias_CS = torch.from_numpy(np.where(real, 0.0, -math.inf)).to(dtype)
+            bias = bias_CS[:, None, None].expand(C, n_heads, 1, S).reshape(C * n_heads, 1, S)
         where = slice(int(begins[0, 0]), int(begins[0, 0]) + S) if fused else torch.from_numpy(taken.ravel())
-        blocks.append(Block(C, Q, S, where, bias, fused))
+        blocks.append(Block(C, Q, S, where, bias))
         order.append(piece)
     return BlockPlan(tuple(blocks), torch.from_numpy(np.concatenate(order)), torch.from_numpy(back))
 
@@ -173,7 +172,7 @@ def _heads(rows_TF: Tensor, block: Block, parts: int, n_heads: int) -> tuple[Ten
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, block: Block) -> Tensor:
     """Softmax attention of a block: queries [C, H, Q, E], keys and values [C, H, S, E] -> like the queries."""
-    if block.fused:
+    if isinstance(block.taken, slice):
         return F.scaled_dot_product_attention(q, k, v)
     C, H, Q, E = q.shape
     q, k, v = (x.reshape(C * H, -1, E) for x in (q, k, v))
