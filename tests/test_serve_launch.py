@@ -114,3 +114,12 @@ def test_services_on_one_machine_do_not_meet() -> None:
     assert first["RAY_SERVE_HAPROXY_STATS_PORT"] == "8404"
     ports = [value for name, value in first.items() if name.endswith("_PORT")]
     assert len(set(ports)) == len(ports) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the range is Linux's")
+def test_ports_of_haproxy_are_none_that_a_connection_gets() -> None:
+    """It takes them seconds later, when Ray has made hundreds of connections."""
+    environment: dict[str, str] = {}
+    choose_proxy(environment, None)
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert not [name for name in environment if name.endswith("_PORT") and first <= int(environment[name]) <= last]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import socket
 import threading
@@ -33,6 +34,8 @@ _HAPROXY_PORTS = tuple(
     f"RAY_SERVE_{name}_PORT"
     for name in ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC")
 )
+# Above those of Ray's workers, and below those that Linux gives to connections that leave.
+_QUIET_PORTS = range(20000, 32768)
 _BAD = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 
@@ -172,9 +175,17 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
     with ExitStack() as held:
         for name in _HAPROXY_PORTS:
             if name not in environment:
-                found = held.enter_context(socket.socket())
-                found.bind(("", 0))
-                environment[name] = str(found.getsockname()[1])
+                environment[name] = str(_take_port(held.enter_context(socket.socket())))
+
+
+def _take_port(own: socket.socket) -> int:
+    """Bind to a port that is free, and that nobody is given by chance until HAProxy takes it, seconds later."""
+    for port in random.sample(_QUIET_PORTS, len(_QUIET_PORTS)):
+        with suppress(OSError):
+            own.bind(("", port))
+            return port
+    own.bind(("", 0))
+    return int(own.getsockname()[1])
 
 
 def _without_splicing(environment: MutableMapping[str, str]) -> None:
