@@ -16,9 +16,9 @@ FULL_ENOUGH = 0.75
 def plan_batches(lengths: Int32s | Int64s, budget: int) -> list[Int64s]:
     """Pack windows into batches of at most `budget` tokens, longest windows first.
 
-    Sorting puts equal lengths together, where attention runs once per length, and the largest need for memory
-    into the first batch, where it fails early if it fails. The sort is stable and nothing is drawn by lot: equal
-    lengths give equal batches.
+    Sorting puts lengths together that attention computes at once, nearly equal ones on a CPU and equal ones elsewhere,
+    and the largest need for memory into the first batch, where it fails early if it fails. The sort is stable and
+    nothing is drawn by lot: equal lengths give equal batches.
 
     A batch ends where the next window would pass the budget. If that cuts a run of equal lengths in two, and
     the batch is at least three quarters full without its part of the run, the whole run goes to the next batch.
