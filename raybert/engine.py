@@ -177,7 +177,14 @@ class Head:
 
 
 class Trunk:
-    """One encoder and the heads that read it: windows in, a few numbers a head out."""
+    """One encoder and the heads that read it: windows in, a few numbers a head out.
+
+    Attributes:
+        settings: that it obeys.
+        threads: how many streams there are on a CPU.
+        device: that it computes on.
+        streams: the threads that compute.
+    """
 
     def __init__(
         self, heads: Mapping[str, Task], settings: EngineSettings, *, threads: int = 1, yields: bool = False
@@ -196,7 +203,7 @@ class Trunk:
         self._encoder = make_encoder(model, dtype=dtype, device=self.device, kernels=settings.kernels)
         self._modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
         self._heads = {name: self.ready(task) for name, task in heads.items()}
-        self._streams = _start_streams(threads, yields=yields and self.device.type == "cpu")
+        self.streams = _start_streams(threads, yields=yields and self.device.type == "cpu")
 
     def ready(self, task: Task) -> Head:
         """A head of this trunk with its weights loaded; heads that differ in nothing of them share one module."""
@@ -212,6 +219,7 @@ class Trunk:
         parts: Mapping[str, Int32s | None],
         *,
         spread: bool = False,
+        here: bool = False,
         turn: AbstractContextManager[Any] | None = None,
         others: Mapping[str, Head] = MappingProxyType({}),
     ) -> dict[str, Arrays]:
@@ -222,6 +230,7 @@ class Trunk:
             parts: head name -> which windows it reads, each at most once; None: all of them.
             spread: divide a small call over all streams. Batches then depend on the number of streams, which a
                 job must not let happen.
+            here: compute on the calling thread, which is one of `streams`.
             turn: held until the last batch is handed to the streams. With one lock for all of them, calls from several
                 threads are computed one after the other, and no stream idles while one call ends and the next begins.
             others: heads that the trunk was not made with, by the names that they have in ``parts``; of `ready`.
@@ -245,7 +254,7 @@ class Trunk:
 
         # A lone batch of an interactive call has nothing beside it: all of torch's own threads serve it.
         alone = spread and len(plan) == 1
-        results = (compute(index) for index in plan) if alone else self._in_streams(compute, plan, turn)
+        results = (compute(index) for index in plan) if alone or here else self._in_streams(compute, plan, turn)
         with closing(results):
             for found in results:
                 for name, index, values, counts in found:
@@ -301,7 +310,7 @@ class Trunk:
         try:
             with turn or nullcontext():
                 for index in plan:
-                    ahead.append(self._streams.submit(compute, index))
+                    ahead.append(self.streams.submit(compute, index))
                     if len(ahead) > 2 * self.threads:
                         yield ahead[0].result()
                         ahead.popleft()
@@ -315,7 +324,7 @@ class Trunk:
 
     def close(self) -> None:
         """End the streams' threads; safe to repeat."""
-        self._streams.shutdown(wait=True)
+        self.streams.shutdown(wait=True)
 
 
 def _even_budget(lengths: np.ndarray, budget: int, streams: int) -> int:

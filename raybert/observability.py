@@ -13,6 +13,8 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import Any, TextIO
 
 LOGGER = "raybert"
@@ -120,10 +122,34 @@ def json_lines(stream: TextIO) -> Iterator[JsonHandler]:
         logger.propagate = before[1]
 
 
-def log_requests(stream: TextIO) -> None:
-    """Let this process tell of every request that it answers, as JSON lines; it does so once, however often called."""
+class _RotatingLines(RotatingFileHandler):
+    """JSON lines in a file; the one that fills it is its last."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file, maxBytes=_MOST_BYTES, backupCount=_OLD_FILES, encoding="utf-8")
+        self.setFormatter(JsonFormatter())
+
+    def shouldRollover(self, record: logging.LogRecord) -> int:  # noqa: N802  logging's name
+        """Whether it is full; that of `logging` would make each line twice, to know its length."""
+        return int(self.stream is not None and self.stream.tell() >= self.maxBytes)
+
+
+_MOST_BYTES, _OLD_FILES = 100 << 20, 5
+
+
+def log_requests(file: Path, stream: TextIO) -> None:
+    """Let this process tell of every request that it answers, as JSON lines in a file of its own.
+
+    What goes wrong is told on ``stream`` too. The file is begun anew when it is full, beside five older ones. Called
+    again it does nothing.
+    """
     logger = logging.getLogger(LOGGER)
-    if not any(isinstance(handler, JsonHandler) for handler in logger.handlers):
-        logger.addHandler(JsonHandler(stream))
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+    if any(isinstance(handler, _RotatingLines) for handler in logger.handlers):
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aloud = JsonHandler(stream)
+    aloud.setLevel(logging.WARNING)
+    for handler in (_RotatingLines(file), aloud):
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

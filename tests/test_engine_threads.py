@@ -101,10 +101,28 @@ def test_every_stream_computes_with_one_thread(predictor: Predictor, threads: in
             torch.ones(100, 100) @ torch.ones(100, 100)
             return torch.get_num_threads()
 
-        found = [trunk._streams.submit(own_threads) for _ in range(threads)]
+        found = [trunk.streams.submit(own_threads) for _ in range(threads)]
         assert [future.result() for future in found] == [1] * threads
     finally:
         torch.set_num_threads(before)
+        trunk.close()
+
+
+def test_a_stream_computes_what_it_is_asked_for_itself(predictor: Predictor) -> None:
+    """Two streams that each waited for a stream would wait for ever."""
+    trunk = Trunk({"embed": predictor.task}, predictor.settings, threads=2)
+    try:
+        windows = predictor.task.encode(TEXTS)
+        expected = trunk.run(windows, {"embed": None})["embed"].values
+        together = threading.Barrier(2)
+
+        def compute() -> np.ndarray:
+            together.wait(30)
+            return trunk.run(windows, {"embed": None}, here=True)["embed"].values
+
+        for found in [trunk.streams.submit(compute) for _ in range(2)]:
+            np.testing.assert_array_equal(found.result(30), expected)
+    finally:
         trunk.close()
 
 
@@ -165,7 +183,7 @@ def test_an_error_in_a_stream_reaches_the_caller_and_passes(predictor: Predictor
     for spread in (False, True):
         with pytest.raises(IndexError):
             trunk.run(broken, {"embed": None}, spread=spread)
-        assert trunk._streams._work_queue.empty()
+        assert trunk.streams._work_queue.empty()
         assert np.array_equal(trunk.run(windows, {"embed": None})["embed"].values, expected)
     trunk.close()
 
@@ -194,7 +212,7 @@ def test_ctrl_c_passes_and_the_predictor_answers_on(predictor: Predictor) -> Non
             answer_on()
         timer.join()
         # Nothing goes on computing for a caller that left.
-        assert predictor._heads._trunks[0]._streams._work_queue.empty()
+        assert predictor._heads._trunks[0].streams._work_queue.empty()
         assert_same(predictor(TEXTS), expected)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import openai
 import pytest
 import yaml
+from ray.serve._private.logging_utils import get_serve_logs_dir
 
 import raybert
 from raybert.serve import plan
@@ -107,6 +109,18 @@ def test_a_request_is_one_trace(url: str, form: str, receiver: Receiver) -> None
     assert spans["POST /embed"].parent_span_id.hex() == CALLER
     if form == "graph":
         assert spans["encoder"].parent_span_id == spans["compute"].span_id
+
+
+def test_each_request_is_a_line_in_a_file_of_the_replica(url: str) -> None:
+    assert httpx.post(f"{url}/embed", json={"inputs": "a text"}, headers={"x-request-id": "seek-me"}).status_code == 200
+    folder = Path(get_serve_logs_dir())
+
+    def lines() -> list[str]:
+        found = folder.glob("access_raybert_ingress_*.log")
+        return [line for file in found for line in file.read_text().splitlines() if "seek-me" in line]
+
+    wait_for(lambda: bool(lines()), "the line", within_s=10)
+    assert [json.loads(line)["path"] for line in lines()] == ["/embed"]
 
 
 def test_errors_are_those_of_the_family(url: str) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import raybert
+from raybert import observability
 from raybert.observability import LOGGER, json_lines
+from raybert.serve import service
 from raybert.serve.health import FRESH_S, Pulse, Unhealthy
 from raybert.serve.metrics import GONE_AFTER_S, Ledger, Meters, route_of
 from raybert.serve.security import ApiKeys
@@ -200,3 +204,70 @@ def test_the_access_log_has_no_bodies(url: str) -> None:
     assert "secret" not in stream.getvalue()
     assert "0123456789abcdef" not in stream.getvalue()
     assert not logging.getLogger(LOGGER).handlers
+
+
+@pytest.fixture(name="quiet")
+def quiet_fixture() -> Iterator[None]:
+    """The logger of raybert as it was."""
+    logger = logging.getLogger(LOGGER)
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    yield
+    for handler in set(logger.handlers) - set(before[2]):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.level, logger.propagate = before[:2]
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("quiet")
+def test_requests_go_to_a_file_and_what_goes_wrong_to_stderr_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observability, "_MOST_BYTES", 300)
+    file, stream = tmp_path / "logs" / "access.log", io.StringIO()
+    for _ in range(2):
+        observability.log_requests(file, stream)
+    logger = logging.getLogger(LOGGER)
+    for number in range(5):
+        logger.info("GET /livez 200", extra={"event": "request", "request_id": str(number)})
+    logger.error("a forward failed")
+    lines = [json.loads(line) for each in sorted(file.parent.iterdir(), reverse=True) for line in each.read_text().splitlines()]
+    assert [line.get("request_id") for line in lines] == ["0", "1", "2", "3", "4", None]
+    assert len(list(file.parent.iterdir())) > 1
+    assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["a forward failed"]
+
+
+def test_what_a_service_starts_with_is_not_looked_through_again() -> None:
+    """In a process of its own, since there is no way back."""
+    words = (
+        "import gc, weakref\n"
+        "from raybert.serve.memory import keep_what_is_there\n"
+        "class Ring: pass\n"
+        "def ring():\n"
+        "    one = Ring(); one.itself = one; return weakref.ref(one)\n"
+        "garbage = ring(); keep_what_is_there(); assert garbage() is None\n"
+        "assert gc.get_freeze_count() > len(gc.get_objects())\n"
+        "garbage = ring(); gc.collect(); assert garbage() is None\n"
+    )
+    subprocess.run([sys.executable, "-c", words], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(("words", "threads"), [(20, {"loop"}), (3000, {"raybert-text"})])
+def test_long_texts_leave_the_event_loop_to_others(
+    url: str, monkeypatch: pytest.MonkeyPatch, words: int, threads: set[str]
+) -> None:
+    seen: list[str] = []
+
+    def watched(work: Any) -> Any:
+        def call(*args: Any) -> Any:
+            name = threading.current_thread().name
+            seen.append("raybert-text" if name.startswith("raybert-text") else "loop")
+            return work(*args)
+
+        return call
+
+    monkeypatch.setattr(service, "_encoded", watched(service._encoded))
+    headers = {"authorization": "Bearer 0123456789abcdef"}
+    response = httpx.post(f"{url}/embed", json={"inputs": words * "word ", "model": "vec"}, headers=headers)
+    assert response.status_code == 200
+    assert set(seen) == threads

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -115,6 +115,7 @@ class Batcher:
         workers: batches under way at once.
         device: that it computes on.
         computed: told of each batch that came back: its requests, its tokens, and the seconds it took.
+        threads: that compute the batches, one for each worker at least; None starts its own.
     """
 
     def __init__(
@@ -125,13 +126,15 @@ class Batcher:
         workers: int,
         device: str = "cpu",
         computed: Callable[[int, int, float], None] = lambda *_: None,
+        threads: Executor | None = None,
     ) -> None:
         self._trunk, self._device, self._told = trunk, device, computed
         self._queue = FairQueue(budget=budget)
         self._calls: dict[int, _Call] = {}
         self._tickets = count()
         self._free = workers
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="raybert-batch")
+        self._own = None if threads else ThreadPoolExecutor(workers, thread_name_prefix="raybert-batch")
+        self._threads = threads or self._own
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
@@ -186,7 +189,8 @@ class Batcher:
         """Wait for the batches under way and end the threads; requests that wait must have been cancelled before."""
         while self._under_way:
             await asyncio.wait(self._under_way)
-        self._workers.shutdown()
+        if self._own is not None:
+            self._own.shutdown()
 
     def _feed(self) -> None:
         """Give every free worker a batch."""
@@ -212,7 +216,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            found = await loop.run_in_executor(self._workers, _run_together, self._trunk, batch)
+            found = await loop.run_in_executor(self._threads, _run_together, self._trunk, batch)
         except asyncio.CancelledError:  # the event loop ends, and everybody's call with it
             raise
         except BaseException as error:  # noqa: BLE001  whatever it is, the callers must hear of it

@@ -169,6 +169,10 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
     environment.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
     environment.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(2**31 - 1))
     environment.setdefault("RAY_SERVE_PROXY_USE_GRPC", "0")
+    # One event loop for Ray Serve's part of a replica and ours: between two, each message waits until the other thread
+    # has Python's lock. A loop that hangs still fails its health check.
+    environment.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
+    environment.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
     # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
     # load balancers elsewhere. On one machine HAProxy knows within a second.
     environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")

@@ -118,9 +118,9 @@ class ReadingTrunk:
         self._ready = lru_cache(MOST_KEPT)(self._make_ready)
 
     def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:
-        """As `raybert.engine.Trunk.run`, by keys of readings."""
+        """As `raybert.engine.Trunk.run` on one of its streams, by keys of readings."""
         others = {key: self._ready(key) for key in parts if key not in self._names}
-        return self._trunk.run(sequences, parts, others=others)
+        return self._trunk.run(sequences, parts, here=True, others=others)
 
     def _make_ready(self, key: str) -> Head:
         return self._trunk.ready(self._readings[key])

@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import Tracer
 from starlette.exceptions import HTTPException
 
 from raybert.serve.board import Board
@@ -34,7 +34,6 @@ def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board, t
     gate = Gate(limits)
     desk = Desk(service, limits, board.meters, gate)
     app = FastAPIOffline(title="raybert", version=VERSION, redoc_url=None, static_url="/docs/assets")
-    tracer = tracer or NoOpTracer()
     app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters, tracer=tracer, gate=gate)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -1,7 +1,8 @@
 """The heads of a service: what a request asks becomes windows, windows become numbers, numbers become answers.
 
-    Ask ── encode (a thread) ── Compute, one a trunk ── decode (a thread) ──> Answers
+    Ask ── encode ── Compute, one a trunk ── decode ──> Answers
 
+Long texts are encoded and decoded in threads, so that the event loop goes on; a moment's work is done on it.
 Where the windows are computed, in this process or behind a Ray Serve handle, is not seen here: `Compute` is all there
 is.
 """
@@ -11,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import Tracer
 
 from raybert.config import nearest
 from raybert.errors import RowError, SettingsError
@@ -27,6 +28,7 @@ from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.health import Unhealthy
 from raybert.serve.limits import Gate
 from raybert.serve.readings import Readings, parse_key
+from raybert.serve.tracing import spanned
 from raybert.tasks import Task
 from raybert.tasks.program import Program, group_heads
 from raybert.text.encoding import Bools, Int32s, Sequences, Windows
@@ -39,6 +41,8 @@ class TokenIds:
 
     ids: Sequence[int]
 
+
+Result = TypeVar("Result")
 
 Item = str | TokenIds | tuple[str, Any]
 """A text or its ids; or a pair of texts, or a prompt and its choices, and then all items of a request are."""
@@ -128,7 +132,7 @@ class Service:
         tasks: the heads; those of one trunk are computed together.
         computes: by the name of a trunk's first head, what computes it.
         readings: of these heads.
-        threads: for tokenization and for decoding.
+        threads: for tokenization and decoding of long texts.
         tracer: begins spans for the stages of a request.
     """
 
@@ -142,7 +146,7 @@ class Service:
         tracer: Tracer | None = None,
     ) -> None:
         self.tasks, self.threads, self._readings = dict(tasks), threads, readings
-        self._tracer = tracer or NoOpTracer()
+        self._tracer = tracer
         self._computes = dict(computes)
         self._programs: dict[tuple[tuple[str, ...], bool], Program] = {}
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="raybert-text")
@@ -168,16 +172,16 @@ class Service:
             tokenized = time.perf_counter()
             tokens = sum(int(windows.lengths.sum(dtype=np.int64)) for windows in encoded)
             is_bulk = room.know(tokens)
-            with self._tracer.start_as_current_span("compute") as span:
+            with spanned(self._tracer, "compute") as span:
                 computed = await self._computed(program, encoded, bulk=is_bulk)
                 span.set_attribute("raybert.heads", sorted({parse_key(name)[0] for name in program.tasks}))
                 span.set_attribute("raybert.tokens", tokens)
                 span.set_attribute("raybert.queue_ms", 1000 * max(answer.queue_s for answer in computed))
         arrays = {name: answer.arrays[name] for answer in computed for name in answer.arrays}
         inferred = time.perf_counter()
-        loop = asyncio.get_running_loop()
-        with self._tracer.start_as_current_span("decode"):
-            by_head = await loop.run_in_executor(self._workers, _told, program, ask.items, encoded, arrays)
+        with spanned(self._tracer, "decode"):
+            is_short = tokens <= _MOMENT and all(task.one_row for task in program.tasks.values())
+            by_head = await self._worked(is_short, _told, program, ask.items, encoded, arrays)
         queue_s = max(answer.queue_s for answer in computed)
         return Answers(
             by_head={name: by_head[name] for name in ask.heads},
@@ -192,21 +196,27 @@ class Service:
         )
 
     async def _encode(self, ask: Ask, program: Program) -> list[Windows]:
-        """The windows of each encoding, made in a thread.
+        """The windows of each encoding.
 
         Raises:
             ServiceError: an item can't be read, or is too long where nothing may be cut.
         """
         try:
-            with self._tracer.start_as_current_span("tokenize"):
-                loop = asyncio.get_running_loop()
-                encoded = await loop.run_in_executor(self._workers, _encoded, program, ask.items)
+            with spanned(self._tracer, "tokenize"):
+                is_short = sum(map(_guess, ask.items)) <= _MOMENT
+                encoded = await self._worked(is_short, _encoded, program, ask.items)
         except RowError as error:
             fault = Fault.MALFORMED if error.reason == "unknown_id" else Fault.TOKENIZER
             raise ServiceError(fault, f"{ask.param}[{error.row}]: {error.detail}", param=ask.param) from error
         if not ask.cut:
             _refuse_long(ask, program, encoded)
         return encoded
+
+    async def _worked(self, here: bool, work: Callable[..., Result], *args: Any) -> Result:
+        """The result of work on texts: done here if it is a moment's, else in a thread."""
+        if here:
+            return work(*args)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work, *args)
 
     async def check(self) -> None:
         """Return if every encoder computes.
@@ -285,6 +295,9 @@ class Service:
                 each.cancel()
 
 
+# Tokens that are tokenized in about a millisecond: to hand so little to a thread, and to wait for Python's lock there
+# and back, takes longer. Answers of heads with one row a window are made in less; others, as of masks, may take long.
+_MOMENT = 512
 _MOST_PROGRAMS = 1000
 _TAKES = {"text": "texts", "pair": "pairs of texts", "either": "texts or pairs", "choices": "prompts with choices"}
 

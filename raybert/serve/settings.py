@@ -63,7 +63,7 @@ class ServiceArgs(BaseModel):
         budget: tokens of one forward; None takes 512 on a CPU, and 65536 on a GPU.
         threads: batches computed at once on a CPU; None takes a batch a processor, and one on a GPU.
         limits: of a request and of all of them.
-        access_log: whether each request is logged, as a line of JSON on the replica's stderr; never a body.
+        access_log: whether each request is logged, as a line of JSON in a file of the replica's; never a body.
         api_key_file: a key a line; `RAYBERT_API_KEYS` in the environment does the same.
     """
 

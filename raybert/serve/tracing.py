@@ -8,9 +8,11 @@ No text of a request is ever in a span.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from opentelemetry.context import Context
-from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.trace import INVALID_SPAN, Span, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from raybert.errors import SettingsError
@@ -28,14 +30,14 @@ class Tracing:
         environment: variables; without any of `ENDPOINTS` nothing is traced.
 
     Attributes:
-        tracer: begins spans.
+        tracer: begins spans; None where nothing is traced.
 
     Raises:
         SettingsError: traces are wanted, and OpenTelemetry's exporter is not installed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.tracer: Tracer = NoOpTracer()
+        self.tracer: Tracer | None = None
         self._end: Callable[[], None] = lambda: None
         given = next((name for name in ENDPOINTS if environment.get(name)), None)
         if given is None or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
@@ -58,6 +60,17 @@ class Tracing:
     def close(self) -> None:
         """Send what was not sent yet."""
         self._end()
+
+
+_NO_SPAN = nullcontext(INVALID_SPAN)
+
+
+def spanned(tracer: Tracer | None, name: str, **options: Any) -> AbstractContextManager[Span]:
+    """A span around a block, with the options of `start_as_current_span`; where nothing is traced, as good as nothing.
+
+    OpenTelemetry's own tracer that does nothing costs a request 0.1 ms.
+    """
+    return _NO_SPAN if tracer is None else tracer.start_as_current_span(name, **options)
 
 
 def parent_of(headers: Carrier) -> Context:
