@@ -57,7 +57,7 @@ def _settings(args: ServiceArgs, tasks: Mapping[str, Task]) -> EngineSettings:
 def _access_log() -> Path:
     """A file of this replica's in Ray Serve's folder of logs.
 
-    On stderr each line would be read by Ray and sent on, which cost a tenth of the requests a second.
+    On stderr Ray's log monitor would read each line, and send it on to whoever may listen.
     """
     replica = serve.get_replica_context().replica_id
     name = f"{replica.deployment_id.app_name}_{replica.deployment_id.name}_{replica.unique_id}"
@@ -95,7 +95,7 @@ class Replica:
         self._beside: tuple[asyncio.Task[None], ...] = ()
 
     def begin(self) -> None:
-        """Tell the ledger from now on, and give memory back; on the replica's event loop."""
+        """From now on keep what was made, tell the ledger, and give memory back; on the replica's event loop."""
         if not self._beside:
             keep_what_is_there()
             loop = asyncio.get_running_loop()

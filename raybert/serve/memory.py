@@ -17,9 +17,9 @@ EVERY_S = 10.0
 def keep_what_is_there() -> None:
     """Take all objects that exist out of Python's search for garbage.
 
-    A process with Ray and torch has 300,000 of them, none of which goes away: looking through them takes 0.2 s, in
-    which nobody gets an answer. Of the others the young are looked through when there are 10,000 of them, not at 700,
-    which is what 32 requests under way make anew all the time.
+    A process with Ray and torch has hundreds of thousands, none of which goes away, and nobody gets an answer while
+    they are looked through. Of those that come, the young are looked through when there are 10,000, as in Ray Serve's
+    proxies, not 700: requests under way are more than that.
     """
     gc.collect()
     gc.freeze()

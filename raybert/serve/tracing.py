@@ -68,7 +68,7 @@ _NO_SPAN = nullcontext(INVALID_SPAN)
 def spanned(tracer: Tracer | None, name: str, **options: Any) -> AbstractContextManager[Span]:
     """A span around a block, with the options of `start_as_current_span`; where nothing is traced, as good as nothing.
 
-    OpenTelemetry's own tracer that does nothing costs a request 0.1 ms.
+    OpenTelemetry's own tracer that does nothing makes a span and a context all the same, several times a request.
     """
     return _NO_SPAN if tracer is None else tracer.start_as_current_span(name, **options)
 
