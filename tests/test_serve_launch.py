@@ -108,6 +108,13 @@ def test_who_says_so_is_obeyed(asked: bool | None, expected: str) -> None:
     assert environment[CHOICE] == expected
 
 
+def test_one_event_loop_unless_the_environment_says_otherwise() -> None:
+    environment = {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+    choose_proxy(environment, None)
+    assert environment["RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"] == "1"
+    assert environment["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] == "0"
+
+
 def test_services_on_one_machine_do_not_meet() -> None:
     first: dict[str, str] = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
     choose_proxy(first, None)

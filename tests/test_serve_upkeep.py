@@ -231,7 +231,11 @@ def test_requests_go_to_a_file_and_what_goes_wrong_to_stderr_too(
     for number in range(5):
         logger.info("GET /livez 200", extra={"event": "request", "request_id": str(number)})
     logger.error("a forward failed")
-    lines = [json.loads(line) for each in sorted(file.parent.iterdir(), reverse=True) for line in each.read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for each in sorted(file.parent.iterdir(), reverse=True)
+        for line in each.read_text().splitlines()
+    ]
     assert [line.get("request_id") for line in lines] == ["0", "1", "2", "3", "4", None]
     assert len(list(file.parent.iterdir())) > 1
     assert [json.loads(line)["message"] for line in stream.getvalue().splitlines()] == ["a forward failed"]
