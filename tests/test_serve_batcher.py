@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import raybert
 from raybert.engine import Trunk
 from raybert.serve.batcher import Batcher
+from raybert.serve.readings import Readings, ReadingTrunk
 from raybert.tasks.arrays import Arrays
 from raybert.tasks.program import group_heads
 from raybert.text.encoding import Sequences, ranges
@@ -28,6 +30,8 @@ class Echo:
 
     A window that begins with `POISON` raises; ``gate``, while it is closed, holds every call.
     """
+
+    streams: Executor
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -52,6 +56,13 @@ class Echo:
                 ids = sequences.ids[ranges(starts[index], lengths)]
                 found[name] = Arrays(values=ids.astype(np.float32)[:, None], counts=lengths)
         return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def streams_fixture() -> Iterator[None]:
+    """Threads for all of them."""
+    with ThreadPoolExecutor(3) as Echo.streams:
+        yield
 
 
 def windows(*lengths: int, first: int = 100) -> Sequences:
@@ -203,7 +214,7 @@ def test_a_real_trunk_gives_its_own_answers(tiny):
         }
 
     async def main() -> list[dict[str, Any]]:
-        batcher = Batcher(trunk, budget=256, workers=2)
+        batcher = Batcher(ReadingTrunk(trunk, frozenset(alone.tasks), Readings(alone.tasks)), budget=256, workers=2)
         found = await asyncio.gather(*(answered(batcher, text) for text in texts))
         await batcher.close()
         return found

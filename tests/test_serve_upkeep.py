@@ -215,8 +215,8 @@ def quiet_fixture() -> Iterator[None]:
     for handler in set(logger.handlers) - set(before[2]):
         logger.removeHandler(handler)
         handler.close()
-    logger.level, logger.propagate = before[:2]
-    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
 
 
 @pytest.mark.usefixtures("quiet")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -25,10 +25,15 @@ Parts = Mapping[str, Int32s | None]
 
 
 class Runs(Protocol):
-    """What a batcher feeds: `raybert.engine.Trunk`."""
+    """What a batcher feeds: `raybert.engine.Trunk`, by way of `raybert.serve.readings.ReadingTrunk`."""
+
+    @property
+    def streams(self) -> Executor:
+        """The threads that compute."""
+        ...
 
     def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:
-        """Compute heads over windows."""
+        """Compute heads over windows; called on one of the streams."""
         ...
 
 
@@ -112,10 +117,9 @@ class Batcher:
     Args:
         trunk: computes; from several threads at once if there are several workers.
         budget: tokens that one batch may hold.
-        workers: batches under way at once.
+        workers: batches under way at once, one a stream at most.
         device: that it computes on.
         computed: told of each batch that came back: its requests, its tokens, and the seconds it took.
-        threads: that compute the batches, one for each worker at least; None starts its own.
     """
 
     def __init__(
@@ -126,15 +130,12 @@ class Batcher:
         workers: int,
         device: str = "cpu",
         computed: Callable[[int, int, float], None] = lambda *_: None,
-        threads: Executor | None = None,
     ) -> None:
         self._trunk, self._device, self._told = trunk, device, computed
         self._queue = FairQueue(budget=budget)
         self._calls: dict[int, _Call] = {}
         self._tickets = count()
         self._free = workers
-        self._own = None if threads else ThreadPoolExecutor(workers, thread_name_prefix="raybert-batch")
-        self._threads = threads or self._own
         self._under_way: set[asyncio.Task[None]] = set()
 
     @property
@@ -186,11 +187,9 @@ class Batcher:
         )
 
     async def close(self) -> None:
-        """Wait for the batches under way and end the threads; requests that wait must have been cancelled before."""
+        """Wait for the batches under way; requests that wait must have been cancelled before."""
         while self._under_way:
             await asyncio.wait(self._under_way)
-        if self._own is not None:
-            self._own.shutdown()
 
     def _feed(self) -> None:
         """Give every free worker a batch."""
@@ -216,7 +215,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            found = await loop.run_in_executor(self._threads, _run_together, self._trunk, batch)
+            found = await loop.run_in_executor(self._trunk.streams, _run_together, self._trunk, batch)
         except asyncio.CancelledError:  # the event loop ends, and everybody's call with it
             raise
         except BaseException as error:  # noqa: BLE001  whatever it is, the callers must hear of it

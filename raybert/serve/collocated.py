@@ -56,7 +56,6 @@ class TrunkEncoder:
             workers=workers,
             device=settings.device,
             computed=self._computed,
-            threads=self._trunk.streams,
         )
 
     async def compute(self, sequences: Sequences, parts: Parts, *, bulk: bool = False) -> Answer:

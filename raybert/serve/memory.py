@@ -19,7 +19,7 @@ def keep_what_is_there() -> None:
 
     A process with Ray and torch has hundreds of thousands, none of which goes away, and nobody gets an answer while
     they are looked through. Of those that come, the young are looked through when there are 10,000, as in Ray Serve's
-    proxies, not 700: requests under way are more than that.
+    proxies, not 700.
     """
     gc.collect()
     gc.freeze()

@@ -115,6 +115,7 @@ class ReadingTrunk:
 
     def __init__(self, trunk: Trunk, heads: frozenset[str], readings: Readings) -> None:
         self._trunk, self._names, self._readings = trunk, heads, readings
+        self.streams = trunk.streams
         self._ready = lru_cache(MOST_KEPT)(self._make_ready)
 
     def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:

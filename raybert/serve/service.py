@@ -295,8 +295,8 @@ class Service:
                 each.cancel()
 
 
-# Tokens that are tokenized in about a millisecond: to hand so little to a thread, and to wait for Python's lock there
-# and back, takes longer. Answers of heads with one row a window are made in less; others, as of masks, may take long.
+# Tokens whose tokenization is too little to be worth a thread, which waits for Python's lock there and back. Answers of
+# heads with one row a window are made in less; others, as of many masks, may take long.
 _MOMENT = 512
 _MOST_PROGRAMS = 1000
 _TAKES = {"text": "texts", "pair": "pairs of texts", "either": "texts or pairs", "choices": "prompts with choices"}
