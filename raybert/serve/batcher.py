@@ -1,16 +1,15 @@
 """From many requests to token batches and back: nobody waits while the encoder is idle.
 
-    compute() ── FairQueue ──> batches ── a worker thread ── Trunk.run ──> arrays ──> each request its own
+    compute() ── FairQueue ──> batches ── a stream of the engine's process ──> arrays ──> each request its own
 
-A batch leaves as soon as a worker is free, with what has come until then: under load batches fill by themselves, and
-a lone request never waits for company. All decisions are made on the event loop; the workers only compute.
+A batch leaves as soon as a stream is free, with what has come until then: under load batches fill by themselves, and
+a lone request never waits for company. All decisions are made on the event loop; the streams only compute.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -18,22 +17,16 @@ from typing import Protocol
 import numpy as np
 
 from raybert.serve.fairqueue import FairQueue, Piece
+from raybert.serve.pieces import Asked, Found, Parts
 from raybert.tasks.arrays import Arrays
 from raybert.text.encoding import Int32s, Sequences, ranges
 
-Parts = Mapping[str, Int32s | None]
-
 
 class Runs(Protocol):
-    """What a batcher feeds: `raybert.engine.Trunk`, by way of `raybert.serve.readings.ReadingTrunk`."""
+    """What a batcher feeds: a `raybert.serve.process.RemoteTrunk`."""
 
-    @property
-    def streams(self) -> Executor:
-        """The threads that compute."""
-        ...
-
-    def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:
-        """Compute heads over windows; called on one of the streams."""
+    async def run(self, pieces: Sequence[Asked]) -> Sequence[Found]:
+        """Compute pieces at once."""
         ...
 
 
@@ -59,31 +52,35 @@ class _Reader:
     """One head of a request.
 
     Attributes:
-        windows: that it reads, ascending.
+        windows: that it reads, ascending; None: all of them.
         place: where each of them stands in its own order; None: it is this one.
         found: (first window, arrays) of each piece that came back.
     """
 
-    windows: np.ndarray
+    windows: np.ndarray | None
     place: np.ndarray | None
     found: list[tuple[int, Arrays]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, part: Int32s | None, n_windows: int) -> _Reader:
+    def of(cls, part: Int32s | None) -> _Reader:
         if part is None:
-            return cls(windows=np.arange(n_windows), place=None)
+            return cls(windows=None, place=None)
         order = np.argsort(part)
         ascending = bool((order == np.arange(len(order))).all())
         return cls(windows=part[order], place=None if ascending else order)
 
-    def own(self, piece: Piece) -> np.ndarray:
-        """Those of a piece's windows that it reads, counted from the piece's first."""
+    def own(self, piece: Piece) -> np.ndarray | None:
+        """Those of a piece's windows that it reads, counted from the piece's first; None: all of them."""
+        if self.windows is None:
+            return None
         begin, end = np.searchsorted(self.windows, (piece.begin, piece.end))
         own: np.ndarray = self.windows[begin:end] - piece.begin
         return own
 
     def arrays(self) -> Arrays:
         """All that came back, in the head's order."""
+        if len(self.found) == 1 and self.place is None:
+            return self.found[0][1]
         pieces = [arrays for _, arrays in sorted(self.found, key=lambda each: each[0])]
         values = np.concatenate([each.values for each in pieces])
         counts = None if pieces[0].counts is None else np.concatenate([each.counts for each in pieces])
@@ -115,9 +112,9 @@ class Batcher:
     """Feeds one trunk from one event loop.
 
     Args:
-        trunk: computes; from several threads at once if there are several workers.
+        trunk: computes.
         budget: tokens that one batch may hold.
-        workers: batches under way at once, one a stream at most.
+        workers: batches under way at once, one for each of the trunk's streams.
         device: that it computes on.
         computed: told of each batch that came back: its requests, its tokens, and the seconds it took.
     """
@@ -162,13 +159,13 @@ class Batcher:
             Exception: what the trunk raised over this request's windows; nobody else's error.
         """
         loop = asyncio.get_running_loop()
-        ticket, windows = next(self._tickets), sequences.n_windows
+        ticket = next(self._tickets)
         call = _Call(
             sequences=sequences,
-            readers={name: _Reader.of(part, windows) for name, part in parts.items()},
+            readers={name: _Reader.of(part) for name, part in parts.items()},
             future=loop.create_future(),
             came=loop.time(),
-            left=windows,
+            left=sequences.n_windows,
         )
         self._calls[ticket] = call
         self._queue.add(ticket, sequences.lengths.tolist(), bulk=bulk)
@@ -215,10 +212,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         try:
-            found = await loop.run_in_executor(self._trunk.streams, _run_together, self._trunk, batch)
-        except asyncio.CancelledError:  # the event loop ends, and everybody's call with it
-            raise
-        except BaseException as error:  # noqa: BLE001  whatever it is, the callers must hear of it
+            found = await self._trunk.run([_asked(*each) for each in batch])
+        except Exception as error:  # noqa: BLE001  whatever it is, the callers must hear of it
             if len(batch) > 1:
                 for each in batch:
                     await self._computed([each])
@@ -226,7 +221,7 @@ class Batcher:
             piece, call = batch[0]
             self._queue.remove(piece.ticket)
             if not call.future.done():
-                call.future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+                call.future.set_exception(error)
             return
         self._told(len(batch), sum(map(_tokens, batch)), loop.time() - begun)
         for (piece, call), by_head in zip(batch, found, strict=True):
@@ -242,40 +237,9 @@ def _tokens(each: tuple[Piece, _Call]) -> int:
     return int(call.sequences.lengths[piece.begin : piece.end].sum())
 
 
-def _run_together(trunk: Runs, batch: _Batch) -> list[dict[str, Arrays]]:
-    """The arrays of each piece by head, of all of them computed at once."""
-    cut = [call.sequences.select(np.arange(piece.begin, piece.end)) for piece, call in batch]
-    begins = np.cumsum([0, *(each.n_windows for each in cut)])
-    own: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for place, (piece, call) in enumerate(batch):
-        for name, reader in call.readers.items():
-            own.setdefault(name, []).append((place, reader.own(piece)))
-    parts = {
-        name: np.concatenate([begins[place] + windows for place, windows in each]).astype(np.int32)
-        for name, each in own.items()
-    }
-    found: list[dict[str, Arrays]] = [{} for _ in batch]
-    for name, arrays in trunk.run(_joined(cut), parts).items():
-        pieces = _split(arrays, [len(windows) for _, windows in own[name]])
-        for (place, _), of_piece in zip(own[name], pieces, strict=True):
-            found[place][name] = of_piece
-    return found
-
-
-def _joined(cut: Sequence[Sequences]) -> Sequences:
-    types = None
-    if any(each.type_ids is not None for each in cut):
-        types = np.concatenate([np.zeros(len(c.ids), np.int8) if c.type_ids is None else c.type_ids for c in cut])
-    ids, lengths = np.concatenate([c.ids for c in cut]), np.concatenate([c.lengths for c in cut])
-    return Sequences(ids=ids, lengths=lengths, type_ids=types)
-
-
-def _split(arrays: Arrays, windows: Sequence[int]) -> list[Arrays]:
-    """Arrays of consecutive groups of so many windows."""
-    ends = np.cumsum(windows)
-    if arrays.counts is None:
-        return [Arrays(values=values) for values in np.split(arrays.values, ends[:-1])]
-    counts = np.split(arrays.counts, ends[:-1])
-    rows = np.cumsum([int(each.sum()) for each in counts])
-    values = np.split(arrays.values, rows[:-1])
-    return [Arrays(values=each, counts=own) for each, own in zip(values, counts, strict=True)]
+def _asked(piece: Piece, call: _Call) -> Asked:
+    whole = call.sequences
+    cut = whole
+    if (piece.begin, piece.end) != (0, whole.n_windows):
+        cut = whole.select(np.arange(piece.begin, piece.end))
+    return Asked(sequences=cut, parts={name: reader.own(piece) for name, reader in call.readers.items()})

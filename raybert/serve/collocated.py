@@ -1,18 +1,19 @@
-"""Heads computed in the process that answers: no hop between a request and its forward."""
+"""Heads computed beside the process that answers: no hop through Ray between a request and its forward."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from opentelemetry.trace import Tracer
 
-from raybert.engine import EngineSettings, Trunk
-from raybert.serve.batcher import Answer, Batcher, Parts
+from raybert.engine import EngineSettings
+from raybert.serve.batcher import Answer, Batcher
 from raybert.serve.health import Pulse
 from raybert.serve.metrics import Meters
-from raybert.serve.readings import Readings, ReadingTrunk
+from raybert.serve.pieces import Asked, Parts, unknown_words
+from raybert.serve.process import EngineDied, EngineProcess, RemoteTrunk
+from raybert.serve.readings import Readings
 from raybert.serve.service import Service
 from raybert.tasks import Task
 from raybert.tasks.program import group_heads
@@ -20,42 +21,24 @@ from raybert.text.encoding import Sequences
 
 
 class TrunkEncoder:
-    """One BERT, its heads and their readings, fed by a batcher; warm once it is made.
+    """One BERT, its heads and their readings, fed by a batcher.
 
     Args:
         tasks: its heads.
         settings: what decides the bits.
-        readings: of the service.
+        trunk: computes them.
         meters: count its batches.
-        workers: batches computed at once on a CPU, with one thread of arithmetic each.
+        workers: batches computed at once on a CPU.
     """
 
     def __init__(
-        self,
-        tasks: Mapping[str, Task],
-        settings: EngineSettings,
-        readings: Readings,
-        meters: Meters,
-        *,
-        workers: int,
+        self, tasks: Mapping[str, Task], settings: EngineSettings, trunk: RemoteTrunk, meters: Meters, *, workers: int
     ) -> None:
-        self._meters = meters
-        # Answering is quick and computing is not: where both want a processor, requests are taken in and refused first.
-        self._trunk = Trunk(tasks, settings, threads=workers, yields=True)
-        self._settings = settings
-        self._names = list(tasks)
-        first, longest = next(iter(tasks.values())), max(task.max_length for task in tasks.values())
-        self._short = _windows(first, 1, 3)
-        # Memory is taken and kernels are made before the first request, by the largest batch and the smallest.
-        self._forward(_windows(first, max(1, settings.budget // longest), longest))
-        self._forward(self._short)
-        self.pulse = Pulse(lambda: self._forward(self._short))
+        self._settings, self._meters = settings, meters
+        probe = Asked(sequences=unknown_words(next(iter(tasks.values())), 1, 3), parts=dict.fromkeys(tasks))
+        self.pulse = Pulse(lambda: trunk.run([probe]))
         self._batcher = Batcher(
-            ReadingTrunk(self._trunk, frozenset(tasks), readings),
-            budget=settings.budget,
-            workers=workers,
-            device=settings.device,
-            computed=self._computed,
+            trunk, budget=settings.budget, workers=workers, device=settings.device, computed=self._computed
         )
 
     async def compute(self, sequences: Sequences, parts: Parts, *, bulk: bool = False) -> Answer:
@@ -71,10 +54,9 @@ class TrunkEncoder:
         return self._settings.as_dict()
 
     async def close(self) -> None:
-        """Wait for what is under way, and end all threads."""
+        """Wait for what is under way."""
         await self._batcher.close()
         self.pulse.close()
-        self._trunk.close()
 
     def _computed(self, requests: int, tokens: int, seconds: float) -> None:
         self.pulse.beat()
@@ -84,17 +66,6 @@ class TrunkEncoder:
     def tokens_waiting(self) -> int:
         """Tokens that no batch has taken yet."""
         return self._batcher.tokens_waiting
-
-    def _forward(self, windows: Sequences) -> None:
-        self._trunk.run(windows, dict.fromkeys(self._names))
-
-
-def _windows(task: Task, count: int, length: int) -> Sequences:
-    """Windows of unknown words."""
-    tokenizer = task.tokenizer()
-    row = np.full(length, tokenizer.unk_id, np.int32)
-    row[0], row[-1] = tokenizer.cls_id, tokenizer.sep_id
-    return Sequences(ids=np.tile(row, count), lengths=np.full(count, length, np.int32))
 
 
 class Collocated:
@@ -106,6 +77,7 @@ class Collocated:
         meters: count.
         workers: batches computed at once on a CPU, with one thread of arithmetic each.
         tracer: of the service.
+        died: as `EngineProcess` has it.
     """
 
     def __init__(
@@ -116,15 +88,17 @@ class Collocated:
         *,
         workers: int,
         tracer: Tracer | None = None,
+        died: Callable[[EngineDied], None] = lambda _: None,
     ) -> None:
-        readings = Readings(tasks)
-        self._encoders: dict[str, TrunkEncoder] = {}
-        for names in group_heads(tasks).trunks:
-            own = {name: tasks[name] for name in names}
-            self._encoders[names[0]] = TrunkEncoder(own, settings, readings, meters, workers=workers)
+        trunks = [{name: tasks[name] for name in names} for names in group_heads(tasks).trunks]
+        self._process = EngineProcess(trunks, settings, workers=workers, died=died)
+        self._encoders = {
+            next(iter(own)): TrunkEncoder(own, settings, self._process.trunk(place), meters, workers=workers)
+            for place, own in enumerate(trunks)
+        }
         encoders = tuple(self._encoders.values())
         meters.waiting.set_function(lambda: sum(encoder.tokens_waiting for encoder in encoders))
-        self.service = Service(tasks, self._encoders, readings, tracer=tracer)
+        self.service = Service(tasks, self._encoders, Readings(tasks), tracer=tracer)
 
     async def check(self) -> None:
         """As `Pulse.check`, of each encoder."""
@@ -132,7 +106,8 @@ class Collocated:
             await encoder.check()
 
     async def close(self) -> None:
-        """Wait for what is under way, and end all threads."""
+        """Wait for what is under way, and end process and threads."""
         for encoder in self._encoders.values():
             await encoder.close()
+        await self._process.close()
         self.service.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Container, Mapping
@@ -20,14 +21,16 @@ from ray.serve.handle import DeploymentHandle
 
 from raybert.cluster import first_line, limit_worker
 from raybert.engine import EngineSettings, choose_settings, default_threads
-from raybert.observability import log_requests
-from raybert.serve.batcher import Answer, Parts
+from raybert.observability import LOGGER, log_requests
+from raybert.serve.batcher import Answer
 from raybert.serve.board import Board
 from raybert.serve.collocated import Collocated, TrunkEncoder
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.health import HANGS_S, Unhealthy
 from raybert.serve.memory import keep_giving_back, keep_what_is_there
 from raybert.serve.metrics import Snapshot
+from raybert.serve.pieces import Parts
+from raybert.serve.process import EngineDied, EngineProcess
 from raybert.serve.readings import Readings
 from raybert.serve.routes import make_app
 from raybert.serve.security import ApiKeys
@@ -62,6 +65,12 @@ def _access_log() -> Path:
     replica = serve.get_replica_context().replica_id
     name = f"{replica.deployment_id.app_name}_{replica.deployment_id.name}_{replica.unique_id}"
     return Path(get_serve_logs_dir()) / f"access_{name}.log"
+
+
+def _end_with_it(error: EngineDied) -> None:
+    """End a replica whose engine has ended: Ray Serve replaces it at once, and repeats what may be repeated."""
+    logging.getLogger(LOGGER).error("%s; so does this replica, to be replaced", error)
+    os._exit(1)
 
 
 class RemoteLedger:
@@ -127,7 +136,8 @@ class Encoder(Replica):
         tasks = open_tasks(args, names)
         settings = _settings(args, tasks)
         workers = args.threads or default_threads(settings)
-        self._encoder = TrunkEncoder(tasks, settings, Readings(tasks), self.board.meters, workers=workers)
+        self._process = EngineProcess([tasks], settings, workers=workers, died=_end_with_it)
+        self._encoder = TrunkEncoder(tasks, settings, self._process.trunk(0), self.board.meters, workers=workers)
         self.board.meters.waiting.set_function(lambda: self._encoder.tokens_waiting)
 
     async def compute(self, sequences: Sequences, parts: Parts, bulk: bool, caller: Carrier) -> Answer:
@@ -149,9 +159,10 @@ class Encoder(Replica):
         await self._encoder.check()
 
     async def __del__(self) -> None:
-        """End the threads, when what is under way is through."""
+        """End the engine, when what is under way is through."""
         await self.end()
         await self._encoder.close()
+        await self._process.close()
 
 
 class RemoteEncoder:
@@ -220,7 +231,8 @@ class Ingress(Replica):
             settings = _settings(args, tasks)
             workers = args.threads or default_threads(settings)
             tracer = self.tracing.tracer
-            self._collocated = Collocated(tasks, settings, self.board.meters, workers=workers, tracer=tracer)
+            meters = self.board.meters
+            self._collocated = Collocated(tasks, settings, meters, workers=workers, tracer=tracer, died=_end_with_it)
             self._service = self._collocated.service
         if args.access_log:
             log_requests(_access_log(), sys.stderr)
@@ -239,7 +251,7 @@ class Ingress(Replica):
             await self._collocated.check()
 
     async def __del__(self) -> None:
-        """End the threads, when what is under way is through."""
+        """End the engine and the threads, when what is under way is through."""
         await self.end()
         if self._collocated is None:
             self._service.close()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 FRESH_S = 2.0
 """So old may the forward be that health is told by."""
@@ -26,19 +26,22 @@ class Pulse:
     """One encoder's health.
 
     Args:
-        forward: computes one short window, ahead of all that wait; called in a thread of its own.
+        forward: computes one short window, ahead of all that wait.
         hangs_s: seconds after which a probe is given up.
         clock: seconds, for tests.
     """
 
     def __init__(
-        self, forward: Callable[[], None], *, hangs_s: float = HANGS_S, clock: Callable[[], float] = time.monotonic
+        self,
+        forward: Callable[[], Coroutine[Any, Any, Any]],
+        *,
+        hangs_s: float = HANGS_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._forward, self._hangs_s, self._clock = forward, hangs_s, clock
         self._last = float("-inf")
-        self._probe: asyncio.Future[None] | None = None
+        self._probe: asyncio.Task[Any] | None = None
         self._begun = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raybert-pulse")
 
     def beat(self) -> None:
         """A forward came back."""
@@ -54,7 +57,7 @@ class Pulse:
             return
         if self._probe is None or self._probe.done():
             self._begun = self._clock()
-            self._probe = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self._thread, self._forward))
+            self._probe = asyncio.create_task(self._forward())
             self._probe.add_done_callback(self._came_back)
         left_s = max(0.0, self._begun + self._hangs_s - self._clock())
         done, _ = await asyncio.wait((self._probe,), timeout=left_s)
@@ -63,11 +66,12 @@ class Pulse:
         if error := self._probe.exception():
             raise Unhealthy(f"a forward failed: {type(error).__name__}: {error}") from error
 
-    def _came_back(self, probe: asyncio.Future[None]) -> None:
+    def _came_back(self, probe: asyncio.Task[Any]) -> None:
         with suppress(asyncio.CancelledError):
             if probe.exception() is None:
                 self.beat()
 
     def close(self) -> None:
-        """End the thread, unless a forward hangs in it."""
-        self._thread.shutdown(wait=False)
+        """Wait for no probe any more."""
+        if self._probe is not None:
+            self._probe.cancel()

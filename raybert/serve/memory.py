@@ -26,9 +26,15 @@ def keep_what_is_there() -> None:
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 
-async def keep_giving_back() -> None:
-    """Give back what is free, until cancelled; nothing where the C library is not glibc."""
+def give_back() -> None:
+    """Give back what is free; nothing where the C library is not glibc."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    while trim is not None:
+    if trim is not None:
+        trim(0)
+
+
+async def keep_giving_back() -> None:
+    """Give back what is free, until cancelled."""
+    while True:
         await asyncio.sleep(EVERY_S)
-        await asyncio.to_thread(trim, 0)
+        await asyncio.to_thread(give_back)

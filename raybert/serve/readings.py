@@ -13,7 +13,7 @@ from typing import Any
 
 from raybert.engine import Head, Trunk
 from raybert.errors import SettingsError
-from raybert.serve.batcher import Parts
+from raybert.serve.pieces import Parts
 from raybert.tasks import Task, vary
 from raybert.tasks.arrays import Arrays
 from raybert.text.encoding import Sequences
@@ -105,7 +105,7 @@ def _check_size(task: Task, name: str, value: Any) -> None:
 
 
 class ReadingTrunk:
-    """A trunk that computes any reading of its heads: what a `raybert.serve.batcher.Batcher` feeds.
+    """A trunk that computes any reading of its heads.
 
     Args:
         trunk: computes.

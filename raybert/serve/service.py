@@ -23,10 +23,11 @@ from opentelemetry.trace import Tracer
 from raybert.config import nearest
 from raybert.errors import RowError, SettingsError
 from raybert.observability import LOGGER
-from raybert.serve.batcher import Answer, Parts
+from raybert.serve.batcher import Answer
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.health import Unhealthy
 from raybert.serve.limits import Gate
+from raybert.serve.pieces import Parts
 from raybert.serve.readings import Readings, parse_key
 from raybert.serve.tracing import spanned
 from raybert.tasks import Task
