@@ -1,4 +1,4 @@
-"""The process that computes for a replica, started by `raybert.serve.process`: ``python -m raybert.serve.computing FD``.
+"""The process that computes for a replica, started by `raybert.serve.process`.
 
 It loads the trunks that it is told first, and then computes what it is asked, each call on the next free stream. It
 ends when its replica does, however that ended: then the other end of the socket is closed.

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 from raybert.engine import EngineSettings
 from raybert.serve.pieces import Asked, Found
@@ -134,8 +134,7 @@ class _Wire(asyncio.Protocol):
         self._error: EngineDied | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         outcome: Outcome
