@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import raybert
-from raybert.engine import Trunk
 from raybert.serve.batcher import Batcher
-from raybert.serve.readings import Readings, ReadingTrunk
+from raybert.serve.pieces import Asked, Found, run_together
+from raybert.serve.process import EngineProcess
 from raybert.tasks.arrays import Arrays
 from raybert.tasks.program import group_heads
 from raybert.text.encoding import Sequences, ranges
@@ -31,20 +29,20 @@ class Echo:
     A window that begins with `POISON` raises; ``gate``, while it is closed, holds every call.
     """
 
-    streams: Executor
-
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.gate = threading.Event()
+        self.gate = asyncio.Event()
         self.gate.set()
-        self.error: BaseException = ValueError("poison")
 
-    def run(self, sequences: Sequences, parts: Mapping[str, Any]) -> dict[str, Arrays]:
-        assert self.gate.wait(10)
+    async def run(self, pieces: Sequence[Asked]) -> Sequence[Found]:
+        await asyncio.wait_for(self.gate.wait(), 10)
+        return run_together(self.compute, pieces)
+
+    def compute(self, sequences: Sequences, parts: Mapping[str, Any]) -> dict[str, Arrays]:
         self.batches.append(sequences.lengths.tolist())
         starts = sequences.starts
         if POISON in sequences.ids[starts].tolist():
-            raise self.error
+            raise ValueError("poison")
         sums = np.add.reduceat(sequences.ids, starts).astype(np.float32)
         found = {}
         for name, part in parts.items():
@@ -56,13 +54,6 @@ class Echo:
                 ids = sequences.ids[ranges(starts[index], lengths)]
                 found[name] = Arrays(values=ids.astype(np.float32)[:, None], counts=lengths)
         return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def streams_fixture() -> Iterator[None]:
-    """Threads for all of them."""
-    with ThreadPoolExecutor(3) as Echo.streams:
-        yield
 
 
 def windows(*lengths: int, first: int = 100) -> Sequences:
@@ -107,7 +98,7 @@ def test_each_request_gets_what_it_would_get_alone(calls, workers):
             *(batcher.compute(*each, bulk=is_bulk) for each, is_bulk in zip(asked, bulk, strict=True))
         )
         for answer, (sequences, parts) in zip(answers, asked, strict=True):
-            assert_same(answer.arrays, Echo().run(sequences, parts))
+            assert_same(answer.arrays, Echo().compute(sequences, parts))
         assert (batcher.requests, batcher.tokens_waiting) == (0, 0)
         await batcher.close()
 
@@ -132,11 +123,9 @@ def test_a_lone_request_leaves_at_once_and_others_gather_meanwhile():
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("error", [ValueError("poison"), SystemExit(1)])
-def test_a_request_that_fails_fails_alone(error):
+def test_a_request_that_fails_fails_alone():
     async def main() -> None:
         trunk = Echo()
-        trunk.error = error
         batcher = Batcher(trunk, budget=1000, workers=1)
         trunk.gate.clear()
         await_first = asyncio.create_task(batcher.compute(windows(1), {"sum": None}))
@@ -149,10 +138,9 @@ def test_a_request_that_fails_fails_alone(error):
         answers = await asyncio.gather(*tasks, return_exceptions=True)
         for at, answer in enumerate(answers):
             if at == 2:
-                expected = ValueError if isinstance(error, ValueError) else RuntimeError
-                assert isinstance(answer, expected)
+                assert isinstance(answer, ValueError)
             else:
-                assert_same(answer.arrays, Echo().run(asked[at], {"sum": None}))
+                assert_same(answer.arrays, Echo().compute(asked[at], {"sum": None}))
         assert (batcher.requests, batcher.tokens_waiting) == (0, 0)
         await batcher.compute(windows(3), {"sum": None})
         await batcher.close()
@@ -201,7 +189,7 @@ def test_a_real_trunk_gives_its_own_answers(tiny):
     with raybert.load_heads(heads, dtype="float32", device="cpu", threads=2) as alone:
         expected = [alone([text]) for text in texts]
         program = group_heads(alone.tasks)
-        trunk = Trunk(alone.tasks, alone.settings, threads=2)
+        process = EngineProcess([alone.tasks], alone.settings, workers=2)
 
     async def answered(batcher: Batcher, text: str) -> dict[str, Any]:
         encoded = program.encode([text])
@@ -214,15 +202,15 @@ def test_a_real_trunk_gives_its_own_answers(tiny):
         }
 
     async def main() -> list[dict[str, Any]]:
-        batcher = Batcher(ReadingTrunk(trunk, frozenset(alone.tasks), Readings(alone.tasks)), budget=256, workers=2)
-        found = await asyncio.gather(*(answered(batcher, text) for text in texts))
-        await batcher.close()
-        return found
+        batcher = Batcher(process.trunk(0), budget=256, workers=2)
+        try:
+            found = await asyncio.gather(*(answered(batcher, text) for text in texts))
+            await batcher.close()
+            return found
+        finally:
+            await process.close()
 
-    try:
-        found = asyncio.run(main())
-    finally:
-        trunk.close()
+    found = asyncio.run(main())
     for one, other in zip(found, expected, strict=True):
         for name in heads:
             np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-6)

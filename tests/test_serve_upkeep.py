@@ -43,7 +43,11 @@ async def ask_often(pulse: Pulse, times: int) -> list[BaseException | None]:
 
 def test_one_probe_for_all_who_ask_and_none_while_batches_come_back() -> None:
     forwards, clock = [], Clock()
-    pulse = Pulse(lambda: forwards.append(1), clock=clock)
+
+    async def forward() -> None:
+        forwards.append(1)
+
+    pulse = Pulse(forward, clock=clock)
     assert asyncio.run(ask_often(pulse, 20)) == [None] * 20
     assert len(forwards) == 1
     clock.now += FRESH_S
@@ -62,7 +66,7 @@ def test_one_probe_for_all_who_ask_and_none_while_batches_come_back() -> None:
 def test_a_forward_that_fails_and_one_that_works_again() -> None:
     works: list[bool] = []
 
-    def forward() -> None:
+    async def forward() -> None:
         if not works:
             raise RuntimeError("no device")
 
@@ -76,17 +80,14 @@ def test_a_forward_that_fails_and_one_that_works_again() -> None:
 
 
 def test_a_forward_that_hangs() -> None:
-    goes_on = threading.Event()
-    pulse = Pulse(lambda: (goes_on.wait(30), None)[1], hangs_s=0.2)
+    pulse = Pulse(lambda: asyncio.sleep(30), hangs_s=0.2)
 
     async def twice() -> list[BaseException | None]:
-        return [*await ask_often(pulse, 2), *await ask_often(pulse, 1)]
-
-    try:
-        assert [str(each)[:15] for each in asyncio.run(twice())] == ["a forward hangs"] * 3
-    finally:
-        goes_on.set()
+        found = [*await ask_often(pulse, 2), *await ask_often(pulse, 1)]
         pulse.close()
+        return found
+
+    assert [str(each)[:15] for each in asyncio.run(twice())] == ["a forward hangs"] * 3
 
 
 def values(text: bytes | str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:

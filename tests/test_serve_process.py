@@ -1,0 +1,229 @@
+"""The engine's process: what a trunk here would answer, errors with their reasons, and no end that nobody notices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import pytest
+
+from raybert.config import heads_from
+from raybert.engine import EngineSettings, Trunk, choose_settings
+from raybert.errors import RaybertError
+from raybert.serve import process as module
+from raybert.serve.health import Pulse, Unhealthy
+from raybert.serve.pieces import Asked, unknown_words
+from raybert.serve.process import EngineDied, EngineProcess
+from raybert.serve.wire import Unpacker, packed
+from raybert.tasks import Task, make_task
+from raybert.text.encoding import Sequences
+from tests.tiny import write_tiny_checkpoint
+
+ENDS_S = 20
+Result = TypeVar("Result")
+
+
+@pytest.fixture(scope="module", name="tasks")
+def tasks_fixture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Task]:
+    """Heads of two trunks."""
+    folder = tmp_path_factory.mktemp("process")
+    one, other = (str(write_tiny_checkpoint(folder / str(seed), heads=("classifier",), seed=seed)) for seed in range(2))
+    heads: dict[str, tuple[Any, ...]] = {"vec": (one, "embed"), "people": (one, "ner"), "other": (other, "embed")}
+    return {spec.name: make_task(spec) for spec in heads_from(heads)}
+
+
+@pytest.fixture(scope="module", name="settings")
+def settings_fixture() -> EngineSettings:
+    return choose_settings(device="cpu", dtype="float32", budget=256)
+
+
+def trunks(tasks: dict[str, Task]) -> list[dict[str, Task]]:
+    return [{name: tasks[name] for name in names} for names in (("vec", "people"), ("other",))]
+
+
+@pytest.fixture(name="process")
+def process_fixture(tasks: dict[str, Task], settings: EngineSettings) -> Iterator[EngineProcess]:
+    made = EngineProcess(trunks(tasks), settings, workers=2)
+    yield made
+    assert has_ended(made.pid), "the test left it running"
+
+
+def has_ended(pid: int) -> bool:
+    over = time.monotonic() + ENDS_S
+    while time.monotonic() < over:
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def with_end(process: EngineProcess, work: Coroutine[Any, Any, Result]) -> Result:
+    """What comes of it; the process is ended behind it."""
+
+    async def main() -> Result:
+        try:
+            return await work
+        finally:
+            await process.close()
+
+    return asyncio.run(main())
+
+
+def windows(task: Task, *lengths: int) -> Sequences:
+    rng = np.random.default_rng(sum(lengths))
+    ids = rng.integers(5, len(task.tokenizer().vocabulary), sum(lengths))
+    return Sequences(ids=ids.astype(np.int32), lengths=np.array(lengths, np.int32))
+
+
+def test_each_piece_gets_what_its_trunk_computes_of_it(
+    process: EngineProcess, tasks: dict[str, Task], settings: EngineSettings
+) -> None:
+    first, second = windows(tasks["vec"], 5, 20, 9), windows(tasks["vec"], 12)
+    parts = {"vec": None, "people": np.array([2, 0], np.int32)}
+    pieces = [Asked(sequences=first, parts=parts), Asked(sequences=second, parts={"people": None})]
+    other = [Asked(sequences=second, parts={"other": None})]
+
+    async def main() -> Any:
+        return await asyncio.gather(process.run(0, pieces), process.run(1, other), process.run(0, pieces[1:]))
+
+    together, of_other, alone = with_end(process, main())
+    expected = []
+    for own, asked in zip(trunks(tasks), (pieces, other), strict=True):
+        trunk = Trunk(own, settings, threads=1)
+        expected.append([trunk.run(piece.sequences, piece.parts) for piece in asked])
+        trunk.close()
+    for found, wanted in zip([*together, *of_other, *alone], [*expected[0], *expected[1], expected[0][1]], strict=True):
+        assert found.keys() == wanted.keys()
+        for name, arrays in wanted.items():
+            np.testing.assert_allclose(found[name].values, arrays.values, rtol=1e-4, atol=1e-5)
+            assert (found[name].counts is None) == (arrays.counts is None)
+            if arrays.counts is not None:
+                np.testing.assert_array_equal(found[name].counts, arrays.counts)
+
+
+def test_an_error_comes_with_its_place_and_the_next_call_is_computed(
+    process: EngineProcess, tasks: dict[str, Task]
+) -> None:
+    good = Asked(sequences=windows(tasks["vec"], 7), parts={"vec": None})
+    beyond = Sequences(ids=np.array([2, 10**6, 3], np.int32), lengths=np.array([3], np.int32))
+
+    async def main() -> None:
+        with pytest.raises(IndexError) as raised:
+            await process.run(0, [Asked(sequences=beyond, parts={"vec": None})])
+        assert "raybert/model/packed.py" in raised.value.__notes__[0]
+        with pytest.raises(KeyError):
+            await process.run(0, [Asked(sequences=good.sequences, parts={"nobody": None})])
+        assert len((await process.run(0, [good]))[0]["vec"].values) == 1
+
+    with_end(process, main())
+
+
+def test_who_leaves_takes_nothing_from_the_others(process: EngineProcess, tasks: dict[str, Task]) -> None:
+    many = [Asked(sequences=unknown_words(tasks["vec"], 8, 30), parts={"vec": None})]
+
+    async def main() -> None:
+        calls = [asyncio.create_task(process.run(0, many)) for _ in range(12)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(each, asyncio.CancelledError) for each in found] == [True, False] * 6
+        assert all(len(each[0]["vec"].values) == 8 for each in found[1::2])
+
+    with_end(process, main())
+
+
+def test_what_keeps_it_from_starting_is_raised_here(
+    tmp_path: Path, settings: EngineSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_tiny_checkpoint(tmp_path / "gone")
+    (spec,) = heads_from({"vec": (str(model), "embed")})
+    task = make_task(spec)
+    for file in model.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(RaybertError, match="gone"):
+        EngineProcess([{"vec": task}], settings, workers=1)
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    with pytest.raises(EngineDied, match=r"as it began \(status 1\)"):
+        EngineProcess([{"vec": task}], settings, workers=1)
+    assert not psutil.Process().children()
+
+
+def test_one_that_is_killed(tasks: dict[str, Task], settings: EngineSettings) -> None:
+    heard: list[EngineDied] = []
+    process = EngineProcess(trunks(tasks), settings, workers=1, died=heard.append)
+    asked = [Asked(sequences=unknown_words(tasks["vec"], 8, 30), parts={"vec": None})]
+    pulse = Pulse(lambda: process.run(1, [Asked(sequences=asked[0].sequences, parts={"other": None})]))
+
+    async def main() -> None:
+        await pulse.check()
+        os.kill(process.pid, signal.SIGSTOP)  # so that calls are under way when it dies
+        calls = [asyncio.create_task(process.run(0, asked)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, EngineDied)
+            assert str(error) == "the engine's process has ended (status -9)"
+        with pytest.raises(EngineDied):
+            await process.run(0, asked)
+        pulse._last = float("-inf")
+        with pytest.raises(Unhealthy, match="a forward failed: EngineDied: the engine's process has ended"):
+            await pulse.check()
+
+    with_end(process, main())
+    assert [str(each) for each in heard] == ["the engine's process has ended (status -9)"]
+
+
+def test_one_that_hangs_is_ended_all_the_same(process: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ENDS_S", 0.2)
+
+    async def main() -> None:
+        os.kill(process.pid, signal.SIGSTOP)
+
+    with_end(process, main())
+    assert has_ended(process.pid)
+
+
+def test_it_ends_with_the_one_that_it_computes_for(tmp_path: Path) -> None:
+    model = write_tiny_checkpoint(tmp_path / "vec")
+    words = (
+        "from raybert.config import heads_from\n"
+        "from raybert.engine import choose_settings\n"
+        "from raybert.serve.process import EngineProcess\n"
+        "from raybert.tasks import make_task\n"
+        f"(spec,) = heads_from({{'vec': ({str(model)!r}, 'embed')}})\n"
+        "settings = choose_settings(device='cpu', dtype='float32')\n"
+        "process = EngineProcess([{'vec': make_task(spec)}], settings, workers=1)\n"
+        "print(process.pid, flush=True)\n"
+        "input()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", words], stdin=pipe, stdout=pipe, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert psutil.pid_exists(pid)
+        parent.kill()
+    assert has_ended(pid)
+
+
+def test_messages_arrive_whole_however_they_are_cut() -> None:
+    sent = [b"", {"a": 1}, np.arange(1000), "last"]
+    stream, rng = b"".join(map(packed, sent)), np.random.default_rng(0)
+    for most in (1, 7, 100, len(stream)):
+        unpacker, found, begin = Unpacker(), [], 0
+        while begin < len(stream):
+            end = begin + int(rng.integers(1, most + 1))
+            found += unpacker.feed(stream[begin:end])
+            begin = end
+        assert len(found) == len(sent)
+        np.testing.assert_array_equal(found[2], sent[2])
+        assert [found[at] for at in (0, 1, 3)] == [sent[at] for at in (0, 1, 3)]
