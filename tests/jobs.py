@@ -217,6 +217,10 @@ class Cli:
         """Processes of Ray's workers that run ``word`` right now; Ray names a worker after what it runs."""
         return [pid for pid, title in family(self.folder).items() if title.startswith("ray::") and word in title]
 
+    def engines(self) -> list[int]:
+        """Processes that compute for a service's replicas."""
+        return [pid for pid, title in family(self.folder).items() if "-m raybert.serve.computing" in title]
+
 
 def run_cli(*words: object, env: dict[str, str | None] | None = None, patience_s: float = PATIENCE_S) -> Finished:
     """One command line from start to end."""

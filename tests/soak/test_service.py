@@ -28,9 +28,9 @@ def one_text(rng: random.Random) -> Ask:
 
 
 async def memory_of(cli: Cli, seen: list[float]) -> None:
-    """Of the process that computes, once a second."""
+    """Of the processes that answer and compute, once a second."""
     while True:
-        seen.append(resident_mb(cli.workers("ServeReplica:raybert:ingress")))
+        seen.append(resident_mb([*cli.workers("ServeReplica:raybert:ingress"), *cli.engines()]))
         await asyncio.sleep(1)
 
 

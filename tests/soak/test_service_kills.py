@@ -23,6 +23,12 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 log = logging.getLogger("soak")
 KILLS, CLIENTS, DEADLINE_S = 10, 8, 20
 ENCODER, INGRESS = "ServeReplica:raybert:encoder", "ServeReplica:raybert:ingress"
+ENGINE = "engine"
+
+
+def processes(cli: Cli, word: str) -> list[int]:
+    """Replicas of a kind, or the processes that compute for them."""
+    return cli.engines() if word == ENGINE else cli.workers(word)
 
 
 class Known:
@@ -69,10 +75,10 @@ async def killed(cli: Cli, url: str, known: Known, word: str) -> Crowd:
         load = asyncio.ensure_future(clients.closed(known.ask, CLIENTS, done.is_set))
         for _ in range(KILLS):
             await asyncio.sleep(3)
-            before = cli.workers(word)
+            before = processes(cli, word)
             victim = rng.choice(before)
             os.kill(victim, signal.SIGKILL)
-            await until(lambda: len(set(cli.workers(word)) - {victim}) == 2, "two replicas")  # noqa: B023
+            await until(lambda: len(set(processes(cli, word)) - {victim}) == 2, "two replicas")  # noqa: B023
             await until(lambda: ready(url), "a service that is ready")
         await asyncio.sleep(3)
         done.set()
@@ -81,9 +87,9 @@ async def killed(cli: Cli, url: str, known: Known, word: str) -> Crowd:
 
 
 @pytest.mark.parametrize("words", [("--haproxy",), ("--no-haproxy",)], ids=["haproxy", "ray"])
-@pytest.mark.parametrize("word", [ENCODER, INGRESS], ids=["encoder", "ingress"])
+@pytest.mark.parametrize("word", [ENCODER, ENGINE, INGRESS], ids=["encoder", "engine", "ingress"])
 def test_kills(tmp_path: Path, word: str, words: tuple[str, ...]) -> None:
-    """Of an encoder nobody notices; of an ingress those whose request it had."""
+    """Of an encoder, or of its engine, nobody notices; of an ingress those whose request it had."""
     model = write_tiny_checkpoint(tmp_path / "vec")
     known = Known(model)
     args, deployments = graph(model, num_replicas=2)
@@ -95,7 +101,7 @@ def test_kills(tmp_path: Path, word: str, words: tuple[str, ...]) -> None:
     assert clients.statuses["200"] > 1000
     assert longest < DEADLINE_S + 2
     failed = clients.statuses.total() - clients.statuses["200"]
-    assert failed <= (0 if word == ENCODER else KILLS * CLIENTS)
+    assert failed <= (KILLS * CLIENTS if word == INGRESS else 0)
 
 
 async def hung(cli: Cli, url: str, known: Known) -> Crowd:
