@@ -20,6 +20,7 @@ from raybert.config import heads_from
 from raybert.engine import EngineSettings, Trunk, choose_settings
 from raybert.errors import RaybertError
 from raybert.serve import process as module
+from raybert.serve.computing import outcome_of
 from raybert.serve.health import Pulse, Unhealthy
 from raybert.serve.pieces import Asked, unknown_words
 from raybert.serve.process import EngineDied, EngineProcess
@@ -213,6 +214,30 @@ def test_it_ends_with_the_one_that_it_computes_for(tmp_path: Path) -> None:
         assert psutil.pid_exists(pid)
         parent.kill()
     assert has_ended(pid)
+
+
+class OddError(Exception):
+    """One that a pickle does not bring back."""
+
+    def __init__(self, *, row: int) -> None:
+        super().__init__(f"row {row}")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ValueError("a"), ValueError, "a"),
+        (OddError(row=7), RuntimeError, "OddError: row 7"),
+        (SystemExit(1), RuntimeError, "SystemExit(1)"),
+    ],
+)
+def test_every_error_arrives(error: BaseException, kind: type[Exception], words: str) -> None:
+    def fails() -> Any:
+        raise error
+
+    (outcome,) = Unpacker().feed(packed(outcome_of(3, fails)))
+    assert (outcome.ticket, type(outcome.error), str(outcome.error)) == (3, kind, words)
+    assert "in fails" in outcome.error.__notes__[0]
 
 
 def test_messages_arrive_whole_however_they_are_cut() -> None:

@@ -7,6 +7,7 @@ ends when its replica does, however that ended: then the other end of the socket
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -27,9 +28,20 @@ def outcome_of(ticket: int, work: Callable[[], Sequence[Found]]) -> Outcome:
     try:
         return Outcome(ticket=ticket, found=work())
     except BaseException as error:  # noqa: BLE001  whatever it is, the caller must hear of it
-        told = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        told = _that_travels(error)
         told.add_note("".join(traceback.format_exception(error)))
         return Outcome(ticket=ticket, error=told)
+
+
+def _that_travels(error: BaseException) -> Exception:
+    """The error, or its words where it is none that a caller should raise, or does not survive a pickle."""
+    if not isinstance(error, Exception):
+        return RuntimeError(repr(error))
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  made the line before
+    except Exception:  # noqa: BLE001  whatever keeps it here
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def open_trunks(setup: Setup) -> list[ReadingTrunk]:
@@ -50,11 +62,7 @@ def serve(end: socket.socket) -> None:
     lock = threading.Lock()
 
     def tell(outcome: Outcome) -> None:
-        try:
-            raw = packed(outcome)
-        except Exception as error:  # noqa: BLE001  an error of a library that can't be pickled
-            told = RuntimeError(f"{type(outcome.error).__name__}: {outcome.error} ({error})")
-            raw = packed(Outcome(ticket=outcome.ticket, error=told))
+        raw = packed(outcome)
         with lock:
             end.sendall(raw)
 

@@ -208,7 +208,7 @@ class RemoteEncoder:
 
 
 class Ingress(Replica):
-    """Speaks HTTP; collocated, it computes too.
+    """Speaks HTTP; collocated, it has an engine beside it.
 
     Args:
         args: of the application.

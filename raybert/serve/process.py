@@ -1,8 +1,7 @@
 """The engine in a process of its own, beside the replica that it computes for.
 
-A forward takes Python's lock some hundred times, and a replica's event loop holds it a third of the time: in one
-process each waits for the other while processors idle. Apart, two Zen 5 cores answer a fifth more requests, and those
-that arrive by chance in two thirds of the time.
+A forward takes Python's lock some hundred times, and under load a replica's event loop holds it a third of the time: in
+one process each waits for the other while processors idle.
 """
 
 from __future__ import annotations
@@ -53,19 +52,9 @@ class EngineProcess:
     ) -> None:
         self._died = died
         self._process, self._socket = _start()
-        try:
-            self._socket.sendall(packed(Setup(trunks=trunks, settings=settings, workers=workers)))
-            opened = next(messages(self._socket), None)
-        except OSError:
-            opened = None
-        if opened is None or opened.error is not None:
-            self._socket.close()
-            status = _end(self._process)
-            raise (
-                EngineDied(f"the engine's process ended as it began (status {status})")
-                if opened is None
-                else (opened.error)
-            )
+        error = self._open(Setup(trunks=trunks, settings=settings, workers=workers))
+        if error is not None:
+            raise error
         self._wire: asyncio.Task[_Wire] | None = None
 
     def trunk(self, place: int) -> RemoteTrunk:
@@ -95,6 +84,21 @@ class EngineProcess:
             (await self._wire).close()
         self._socket.close()
         await asyncio.to_thread(_end, self._process)
+
+    def _open(self, setup: Setup) -> Exception | None:
+        """What keeps the trunks from being opened; then the process has ended."""
+        try:
+            self._socket.sendall(packed(setup))
+            opened = next(messages(self._socket), None)
+        except OSError:
+            opened = None
+        if opened is not None and opened.error is None:
+            return None
+        self._socket.close()
+        status = _end(self._process)
+        return (
+            EngineDied(f"the engine's process ended as it began (status {status})") if opened is None else opened.error
+        )
 
     async def _connected(self) -> _Wire:
         loop = asyncio.get_running_loop()

@@ -56,7 +56,7 @@ class ServiceArgs(BaseModel):
 
     Attributes:
         heads: one or more.
-        form: collocated: each replica of the ingress computes by itself, the fastest on one machine. graph: the
+        form: collocated: each replica of the ingress computes beside itself, the fastest on one machine. graph: the
             ingress tokenizes and asks a deployment for each encoder, which scales by itself.
         device: auto, cpu or cuda.
         dtype: auto, float32, bfloat16 or float16.
