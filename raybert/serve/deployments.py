@@ -41,9 +41,9 @@ from raybert.tasks import Task, make_task
 from raybert.text.encoding import Sequences
 
 _LAST_WORD_S = 2.0
-# A quarter of what the engine takes offline: as many requests a second, and nobody waits long for a batch to end
-# (jobs/load.py --budgets 512 1024 2048).
-_CPU_BUDGET = 512
+# A quarter of what the engine takes offline, and less where a token takes longer: as many requests a second, and nobody
+# waits long for a batch to end (jobs/load.py --budgets 256 384 512 1024).
+_CPU_BUDGETS = {"bfloat16": 512, "float32": 384}
 
 
 def open_tasks(args: ServiceArgs, names: Container[str] | None = None) -> dict[str, Task]:
@@ -54,7 +54,8 @@ def open_tasks(args: ServiceArgs, names: Container[str] | None = None) -> dict[s
 
 def _settings(args: ServiceArgs, tasks: Mapping[str, Task]) -> EngineSettings:
     chosen = choose_settings(device=args.device, dtype=args.dtype, budget=args.budget, tasks=tasks.values())
-    return replace(chosen, budget=_CPU_BUDGET) if args.budget is None and chosen.device == "cpu" else chosen
+    own = args.budget is None and chosen.device == "cpu"
+    return replace(chosen, budget=_CPU_BUDGETS[chosen.dtype]) if own else chosen
 
 
 def _access_log() -> Path:
