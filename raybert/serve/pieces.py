@@ -13,6 +13,8 @@ from raybert.text.encoding import Int32s, Sequences
 
 Parts = Mapping[str, Int32s | None]
 """Head name, or key of a reading -> which windows it reads, each at most once; None: all of them."""
+Found = dict[str, Arrays]
+"""By head name, or key of a reading: what it makes of its windows, in its order of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,9 +53,6 @@ def run_together(run: Callable[[Sequences, Parts], Mapping[str, Arrays]], pieces
         for (place, _), of_piece in zip(own[name], cut, strict=True):
             found[place][name] = of_piece
     return found
-
-
-Found = dict[str, Arrays]
 
 
 def unknown_words(task: Task, count: int, length: int) -> Sequences:

@@ -84,7 +84,7 @@ class Unpacker:
             end = _LENGTH.size + _LENGTH.unpack_from(self._unread)[0]
             if len(self._unread) < end:
                 return
-            raw = bytes(self._unread[_LENGTH.size : end])
+            raw = self._unread[_LENGTH.size : end]
             del self._unread[:end]
             yield pickle.loads(raw)  # noqa: S301  see above
 

@@ -22,8 +22,9 @@ def share_windows(encodings: Sequence[Windows]) -> tuple[Sequences, list[Int32s 
         The windows to compute, item by item; and for each encoding which of them are its own, int32 [W], in its
         order (None: all of them as they are).
     """
-    if len(encodings) == 1:
-        return encodings[0], [None]
+    if len(encodings) == 1:  # nothing but what a forward sees: it may go to another process
+        only = encodings[0]
+        return Sequences(ids=only.ids, lengths=only.lengths, type_ids=only.type_ids), [None]
     joined: dict[tuple[int, int, bytes, bytes], int] = {}
     sources: list[tuple[int, int]] = []
     found: list[list[int]] = []
