@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raybert.errors import SettingsError
-from raybert.serve.fairqueue import BULK_SHARE, LOOK_AHEAD, FairQueue, Piece
+from raybert.serve.fairqueue import BULK_SHARE, LEAST_SHARED, LOOK_AHEAD, FairQueue, Piece
 
 BUDGET = 100
 
@@ -147,6 +147,28 @@ def test_fillers_are_looked_for_among_so_many_requests():
     assert [piece.ticket for piece in queue.take()] == [1]
     queue.add(LOOK_AHEAD + 2, [40])
     assert [piece.ticket for piece in queue.take()] == [2, LOOK_AHEAD + 2]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(1, 4))
+def test_streams_share_what_waits(lengths, streams):
+    """No batch is more than one stream's part of what waits, but for what is not worth dividing; nothing is left."""
+    queue, waiting = FairQueue(budget=512, streams=streams), dict(enumerate(lengths))
+    for ticket, length in waiting.items():
+        queue.add(ticket, [length])
+    while waiting:
+        total = sum(waiting.values())
+        taken = [waiting.pop(piece.ticket) for piece in queue.take()]
+        part = min(512, max(LEAST_SHARED, -(-total // streams)))
+        assert sum(taken) <= part
+        assert not waiting or sum(taken) > part - 60  # 60: the longest that could not be fitted in
+    assert queue.take() == []
+
+
+def test_a_burst_is_computed_by_all_streams():
+    queue = FairQueue(budget=512, streams=2)
+    for ticket in range(10):
+        queue.add(ticket, [50])
+    assert [len(queue.take()) for _ in range(3)] == [5, 4, 1]
 
 
 def test_a_budget_that_holds_nothing_is_refused():

@@ -115,6 +115,13 @@ def test_one_event_loop_unless_the_environment_says_otherwise() -> None:
     assert environment["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] == "0"
 
 
+def test_haproxy_leaves_the_processors_to_the_model() -> None:
+    environment = {"RAY_SERVE_HAPROXY_METRICS_ENABLED": "1"}
+    choose_proxy(environment, True)
+    assert environment["RAY_SERVE_HAPROXY_METRICS_ENABLED"] == "1"
+    assert 1 <= int(environment["RAY_SERVE_HAPROXY_NBTHREAD"]) <= max(1, (os.cpu_count() or 1) // 2)
+
+
 def test_services_on_one_machine_do_not_meet() -> None:
     first: dict[str, str] = {"RAY_SERVE_HAPROXY_STATS_PORT": "8404"}
     choose_proxy(first, None)

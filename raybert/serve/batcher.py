@@ -2,8 +2,9 @@
 
     compute() ── FairQueue ──> batches ── a stream of the engine's process ──> arrays ──> each request its own
 
-A batch leaves as soon as a stream is free, with what has come until then: under load batches fill by themselves, and
-a lone request never waits for company. All decisions are made on the event loop; the streams only compute.
+A batch leaves as soon as a stream is free, with its part of what has come until then: under load batches fill by
+themselves, and a lone request never waits for company. All decisions are made on the event loop; the streams only
+compute.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Batcher:
         computed: Callable[[int, int, float], None] = lambda *_: None,
     ) -> None:
         self._trunk, self._device, self._told = trunk, device, computed
-        self._queue = FairQueue(budget=budget)
+        self._queue = FairQueue(budget=budget, streams=workers)
         self._calls: dict[int, _Call] = {}
         self._tickets = count()
         self._free = workers

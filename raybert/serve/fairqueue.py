@@ -20,6 +20,8 @@ LOOK_AHEAD = 64
 """Requests that are looked through for a window which still fits into a batch."""
 BULK_SHARE = 1 / 8
 """What a bulk request gets beside an interactive one."""
+LEAST_SHARED = 220
+"""Tokens of a batch that are not divided among streams: below, an encoder's overhead would tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +56,16 @@ class FairQueue:
 
     Args:
         budget: tokens that one batch may hold; a longer window is a batch of its own.
+        streams: that compute batches side by side.
 
     Raises:
         SettingsError: the budget holds nothing.
     """
 
-    def __init__(self, *, budget: int) -> None:
+    def __init__(self, *, budget: int, streams: int = 1) -> None:
         if budget < 1:
             raise SettingsError(f"budget: {budget} tokens hold nothing; give 1 or more")
-        self._budget = budget
+        self._budget, self._streams = budget, streams
         self._requests: dict[int, _Request] = {}
         self._heap: list[tuple[float, int]] = []  # (tag, ticket); those of removed requests are skipped
         self._virtual_time = 0.0
@@ -107,11 +110,14 @@ class FairQueue:
     def take(self) -> list[Piece]:
         """The next batch: at most `budget` tokens, or one longer window; empty if nothing waits.
 
+        Each stream gets an equal part of what waits, from `LEAST_SHARED` tokens on, so that one does not compute all
+        that came in a burst while another is about to be free.
+
         The window that is next always goes. One that does not fit beside those before it leads the next batch, and
         shorter ones of up to `LOOK_AHEAD` requests behind it may fill this one: nobody is overtaken in two batches.
         """
         taken: dict[int, tuple[int, int]] = {}
-        room = self._budget
+        room = min(self._budget, max(LEAST_SHARED, -(-self._tokens // self._streams)))
         aside: list[tuple[float, int]] = []
         while self._heap and room > 0 and len(aside) < LOOK_AHEAD:
             tag, ticket = heapq.heappop(self._heap)

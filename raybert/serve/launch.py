@@ -173,6 +173,10 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
     # has Python's lock. A loop that hangs still fails its health check.
     environment.setdefault("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD", "0")
     environment.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "0")
+    # HAProxy needs little: one of its threads for two processors leaves these to the model. And Ray's account of each
+    # request, which a process in Python reads from a line that HAProxy sends it, is in raybert's own metrics already.
+    environment.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(min(4, max(1, (os.cpu_count() or 1) // 2))))
+    environment.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
     # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
     # load balancers elsewhere. On one machine HAProxy knows within a second.
     environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
