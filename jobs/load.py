@@ -206,8 +206,8 @@ def milliseconds(latencies: Sequence[float], share: float) -> float:
 
 async def measure(url: str, asked: Sequence[dict[str, str]], seconds: float, seed: int) -> Figures:
     """One round of one server."""
-    # Looking through the objects of torch and its like for garbage holds this client up for 0.2 s about once a minute,
-    # and everybody who asked meanwhile counts as late, whichever server it is.
+    # Looking through the objects of torch and its like for garbage holds this client up now and then, and everybody
+    # who asked meanwhile counts as late, whichever server it is.
     gc.collect()
     gc.freeze()
     shuffled = random.Random(seed).sample(asked, len(asked))  # noqa: S311

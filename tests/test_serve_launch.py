@@ -116,9 +116,9 @@ def test_one_event_loop_unless_the_environment_says_otherwise() -> None:
 
 
 def test_haproxy_leaves_the_processors_to_the_model() -> None:
-    environment = {"RAY_SERVE_HAPROXY_METRICS_ENABLED": "1"}
+    environment: dict[str, str] = {}
     choose_proxy(environment, True)
-    assert environment["RAY_SERVE_HAPROXY_METRICS_ENABLED"] == "1"
+    assert environment["RAY_SERVE_HAPROXY_METRICS_ENABLED"] == "0"
     assert 1 <= int(environment["RAY_SERVE_HAPROXY_NBTHREAD"]) <= max(1, (os.cpu_count() or 1) // 2)
 
 
