@@ -183,7 +183,6 @@ class Trunk:
         settings: that it obeys.
         threads: how many streams there are on a CPU.
         device: that it computes on.
-        streams: the threads that compute.
     """
 
     def __init__(
@@ -203,7 +202,17 @@ class Trunk:
         self._encoder = make_encoder(model, dtype=dtype, device=self.device, kernels=settings.kernels)
         self._modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
         self._heads = {name: self.ready(task) for name, task in heads.items()}
-        self.streams = _start_streams(threads, yields=yields and self.device.type == "cpu")
+        self._yields = yields and self.device.type == "cpu"
+        self._streams: ThreadPoolExecutor | None = None
+        self._starting = threading.Lock()
+
+    @property
+    def streams(self) -> ThreadPoolExecutor:
+        """The threads that compute; they start when they are first needed, so that a process may fork before."""
+        with self._starting:
+            if self._streams is None:
+                self._streams = _start_streams(self.threads, yields=self._yields)
+        return self._streams
 
     def ready(self, task: Task) -> Head:
         """A head of this trunk with its weights loaded; heads that differ in nothing of them share one module."""
@@ -230,7 +239,7 @@ class Trunk:
             parts: head name -> which windows it reads, each at most once; None: all of them.
             spread: divide a small call over all streams. Batches then depend on the number of streams, which a
                 job must not let happen.
-            here: compute on the calling thread, which is one of `streams`.
+            here: compute on the calling thread, which must have one thread of arithmetic, as `streams` do.
             turn: held until the last batch is handed to the streams. With one lock for all of them, calls from several
                 threads are computed one after the other, and no stream idles while one call ends and the next begins.
             others: heads that the trunk was not made with, by the names that they have in ``parts``; of `ready`.
@@ -324,7 +333,8 @@ class Trunk:
 
     def close(self) -> None:
         """End the streams' threads; safe to repeat."""
-        self.streams.shutdown(wait=True)
+        if self._streams is not None:
+            self._streams.shutdown(wait=True)
 
 
 def _even_budget(lengths: np.ndarray, budget: int, streams: int) -> int:

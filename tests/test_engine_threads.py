@@ -132,6 +132,8 @@ def test_streams_that_yield_do_and_nobody_else(predictor: Predictor, yields: boo
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     before = set(our_threads())
     trunk = Trunk({"embed": predictor.task}, predictor.settings, threads=2, yields=yields)
+    assert set(our_threads()) == before, "a process could no longer fork"
+    assert trunk.streams is trunk.streams
     streams = [thread.native_id for thread in set(our_threads()) - before]
     assert len(streams) == 2
     expected = min(19, own + 10) if yields else own

@@ -161,20 +161,34 @@ def test_what_keeps_it_from_starting_is_raised_here(
     assert not [each for each in left if "raybert.serve.computing" in each.cmdline()]
 
 
-def test_one_that_is_killed(tasks: dict[str, Task], settings: EngineSettings) -> None:
+def all_of(process: EngineProcess) -> list[int]:
+    """The process that was started, and those that it forked."""
+    return [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
+
+
+@pytest.mark.parametrize(("workers", "victim"), [(1, 0), (3, 0), (3, 1), (3, 2)])
+def test_one_that_is_killed(tasks: dict[str, Task], settings: EngineSettings, workers: int, victim: int) -> None:
     heard: list[EngineDied] = []
-    process = EngineProcess(trunks(tasks), settings, workers=1, died=heard.append)
+    process = EngineProcess(trunks(tasks), settings, workers=workers, died=heard.append)
     asked = [Asked(sequences=unknown_words(tasks["vec"], 8, 30), parts={"vec": None})]
     now, other = [0.0], [Asked(sequences=asked[0].sequences, parts={"other": None})]
     pulse = Pulse(lambda: process.run(1, other), clock=lambda: now[0])
+    pids = all_of(process)
+    assert len(pids) == workers
 
     async def main() -> None:
         await pulse.check()
-        os.kill(process.pid, signal.SIGSTOP)  # so that calls are under way when it dies
-        calls = [asyncio.create_task(process.run(0, asked)) for _ in range(3)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # so that calls are under way when it dies
+        calls = [asyncio.create_task(process.run(0, asked)) for _ in range(2 * workers)]
         await asyncio.sleep(0.1)
-        os.kill(process.pid, signal.SIGKILL)
-        for error in await asyncio.gather(*calls, return_exceptions=True):
+        if victim:
+            os.kill(pids[0], signal.SIGCONT)  # it must notice, and end with its child
+        os.kill(pids[victim], signal.SIGKILL)
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        errors = [each for each in found if isinstance(each, BaseException)]
+        assert len(errors) >= 2  # of those that the victim had; its parent may have computed its own
+        for error in errors:
             assert isinstance(error, EngineDied)
             assert str(error) == "the engine's process has ended (status -9)"
         with pytest.raises(EngineDied):
@@ -185,6 +199,38 @@ def test_one_that_is_killed(tasks: dict[str, Task], settings: EngineSettings) ->
 
     with_end(process, main())
     assert [str(each) for each in heard] == ["the engine's process has ended (status -9)"]
+    assert all(map(has_ended, pids))
+
+
+def test_one_of_several_that_hangs(tasks: dict[str, Task], settings: EngineSettings) -> None:
+    process = EngineProcess(trunks(tasks), settings, workers=2)
+    trunk = process.trunk(0)
+    asked = [Asked(sequences=windows(tasks["vec"], 7), parts={"vec": None})]
+    now = [0.0]
+    pulse = Pulse(lambda: trunk.run(asked), longest_s=lambda: trunk.longest_s() and now[0], hangs_s=5)
+    pids = all_of(process)
+
+    async def main() -> None:
+        assert trunk.longest_s() == 0
+        await pulse.check()
+        os.kill(pids[1], signal.SIGSTOP)
+        stuck = [asyncio.create_task(trunk.run(asked)) for _ in range(2)]
+        done, waits = await asyncio.wait(stuck, return_when=asyncio.FIRST_COMPLETED)
+        assert (len(done), len(waits)) == (1, 1)  # each went to a process of its own
+        for _ in range(5):  # and further ones to the one that is free
+            assert len((await trunk.run(asked))[0]["vec"].values) == 1
+        now[0] = 4.0
+        await pulse.check()
+        assert 0 < trunk.longest_s() < ENDS_S
+        now[0] = 6.0
+        with pytest.raises(Unhealthy, match="a forward hangs since 6 s"):
+            await pulse.check()
+        await process.close()
+        with pytest.raises(EngineDied, match="was ended"):
+            await waits.pop()
+
+    with_end(process, main())
+    assert all(map(has_ended, pids))
 
 
 def test_one_that_hangs_is_ended_all_the_same(process: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ class TrunkEncoder:
     ) -> None:
         self._settings, self._meters = settings, meters
         probe = Asked(sequences=unknown_words(next(iter(tasks.values())), 1, 3), parts=dict.fromkeys(tasks))
-        self.pulse = Pulse(lambda: trunk.run([probe]))
+        self.pulse = Pulse(lambda: trunk.run([probe]), longest_s=trunk.longest_s)
         self._batcher = Batcher(
             trunk, budget=settings.budget, workers=workers, device=settings.device, computed=self._computed
         )

@@ -1,11 +1,14 @@
 """The process that computes for a replica, started by `raybert.serve.process`.
 
-It loads the trunks that it is told first, and then computes what it is asked, each call on the next free stream. It
-ends when its replica does, however that ended: then the other end of the socket is closed.
+It loads the trunks that it is told first. For each further socket it then forks: weights lie in memory once, and
+streams on a CPU, which take Python's lock hundreds of times a forward, don't wait for each other's. Each computes what
+it is asked, and ends when its replica does, however that ended: then the other end of its socket is closed. None
+outlives another.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -16,11 +19,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 
+import torch
+
 from raybert.engine import Trunk
 from raybert.serve.memory import EVERY_S, give_back, keep_what_is_there
 from raybert.serve.pieces import Found, run_together, unknown_words
 from raybert.serve.readings import Readings, ReadingTrunk
 from raybert.serve.wire import Call, Outcome, Setup, messages, packed
+
+_PR_SET_PDEATHSIG = 1
 
 
 def outcome_of(ticket: int, work: Callable[[], Sequence[Found]]) -> Outcome:
@@ -52,14 +59,15 @@ def open_trunks(setup: Setup) -> list[ReadingTrunk]:
         trunk = Trunk(tasks, setup.settings, threads=setup.workers, yields=True)
         first, longest = next(iter(tasks.values())), max(task.max_length for task in tasks.values())
         for count, length in ((max(1, setup.settings.budget // longest), longest), (1, 3)):
-            trunk.run(unknown_words(first, count, length), dict.fromkeys(tasks))
+            trunk.run(unknown_words(first, count, length), dict.fromkeys(tasks), here=True)
         opened.append(ReadingTrunk(trunk, frozenset(tasks), Readings(tasks)))
     return opened
 
 
-def serve(end: socket.socket) -> None:
-    """Compute what is asked, until the other end is closed."""
-    lock = threading.Lock()
+def serve(ends: Sequence[socket.socket]) -> None:
+    """Compute what is asked, in a process for each of these sockets, until its other end is closed."""
+    end, lock = ends[0], threading.Lock()
+    trunks: list[ReadingTrunk] = []
 
     def tell(outcome: Outcome) -> None:
         raw = packed(outcome)
@@ -71,17 +79,50 @@ def serve(end: socket.socket) -> None:
         tell(outcome_of(call.ticket, lambda: run_together(trunk.run, call.pieces)))
 
     def begin() -> Sequence[Found]:
+        nonlocal end
         trunks.extend(open_trunks(setup))
         keep_what_is_there()
+        end = _one_each(ends)
         return ()
 
-    trunks: list[ReadingTrunk] = []
-    coming = messages(end)
-    setup = next(coming)
-    tell(outcome_of(-1, begin))
+    setup = next(messages(end))
+    begun = outcome_of(-1, begin)
+    if end is ends[0]:
+        tell(begun)
     threading.Thread(target=_keep_giving_back, daemon=True).start()
-    for call in coming:
+    for call in messages(end):
         trunks[call.trunk].streams.submit(compute, call)
+
+
+def _one_each(ends: Sequence[socket.socket]) -> socket.socket:
+    """Fork, so that there is a process for each socket; give this one's."""
+    parent = os.getpid()
+    for own in ends[1:]:
+        if os.fork() == 0:
+            _end_with(parent)
+            for each in ends:
+                if each is not own:
+                    each.close()
+            return own
+        own.close()
+    if len(ends) > 1:
+        threading.Thread(target=_end_as_the_first, daemon=True).start()
+    return ends[0]
+
+
+def _end_with(parent: int) -> None:
+    """End when that process does, also where this one is stopped or hangs."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os._exit(0)
+
+
+def _end_as_the_first() -> None:
+    """Wait for the first child that ends, which ends all: the replica then says how."""
+    _, status = os.wait()
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.waitstatus_to_exitcode(status))
 
 
 def _keep_giving_back() -> None:
@@ -92,6 +133,6 @@ def _keep_giving_back() -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the replica, and that ends this
-    with socket.socket(fileno=int(sys.argv[1])) as ours:
-        serve(ours)
+    torch.set_num_threads(1)  # threads of OpenMP do not survive a fork
+    serve([socket.socket(fileno=int(number)) for number in sys.argv[1:]])
     os._exit(0)  # a forward that nobody waits for, or that hangs, holds nothing up

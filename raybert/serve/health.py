@@ -15,7 +15,7 @@ from typing import Any
 FRESH_S = 2.0
 """So old may the forward be that health is told by."""
 HANGS_S = 30.0
-"""A probe that has not come back by then won't: the longest batch takes a few seconds."""
+"""A forward that has not come back by then won't: the longest batch takes a few seconds."""
 
 
 class Unhealthy(Exception):
@@ -27,7 +27,8 @@ class Pulse:
 
     Args:
         forward: computes one short window, ahead of all that wait.
-        hangs_s: seconds after which a probe is given up.
+        longest_s: seconds that the oldest forward is under way; one of several may hang while others come back.
+        hangs_s: seconds after which a forward is given up.
         clock: seconds, for tests.
     """
 
@@ -35,10 +36,12 @@ class Pulse:
         self,
         forward: Callable[[], Coroutine[Any, Any, Any]],
         *,
+        longest_s: Callable[[], float] = lambda: 0.0,
         hangs_s: float = HANGS_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._forward, self._hangs_s, self._clock = forward, hangs_s, clock
+        self._forward, self._longest_s = forward, longest_s
+        self._hangs_s, self._clock = hangs_s, clock
         self._last = float("-inf")
         self._probe: asyncio.Task[Any] | None = None
         self._begun = 0.0
@@ -53,6 +56,8 @@ class Pulse:
         Raises:
             Unhealthy: it failed, or it hangs.
         """
+        if (seconds := self._longest_s()) > self._hangs_s:
+            raise Unhealthy(f"a forward hangs since {seconds:.0f} s")
         if self._clock() - self._last <= FRESH_S:
             return
         if self._probe is None or self._probe.done():

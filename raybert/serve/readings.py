@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
 
@@ -115,11 +116,15 @@ class ReadingTrunk:
 
     def __init__(self, trunk: Trunk, heads: frozenset[str], readings: Readings) -> None:
         self._trunk, self._names, self._readings = trunk, heads, readings
-        self.streams = trunk.streams
         self._ready = lru_cache(MOST_KEPT)(self._make_ready)
 
+    @property
+    def streams(self) -> ThreadPoolExecutor:
+        """As `raybert.engine.Trunk.streams`."""
+        return self._trunk.streams
+
     def run(self, sequences: Sequences, parts: Parts) -> dict[str, Arrays]:
-        """As `raybert.engine.Trunk.run` on one of its streams, by keys of readings."""
+        """As `raybert.engine.Trunk.run` on the calling thread, by keys of readings."""
         others = {key: self._ready(key) for key in parts if key not in self._names}
         return self._trunk.run(sequences, parts, here=True, others=others)
 
