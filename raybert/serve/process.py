@@ -1,4 +1,4 @@
-"""The engine in a process of its own, beside the replica that it computes for.
+"""The engine in processes of its own, beside the replica that it computes for.
 
 A forward takes Python's lock some hundred times, and under load a replica's event loop holds it a third of the time: in
 one process each waits for the other while processors idle. So do two forwards, which is why there is a process for each
