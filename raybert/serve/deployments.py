@@ -41,9 +41,9 @@ from raybert.tasks import Task, make_task
 from raybert.text.encoding import Sequences
 
 _LAST_WORD_S = 2.0
-# A quarter of what the engine takes offline, and less where a token takes longer: as many requests a second, and nobody
-# waits long for a batch to end (jobs/load.py --budgets 256 384 512 1024).
-_CPU_BUDGETS = {"bfloat16": 512, "float32": 384}
+# A quarter of what the engine takes offline, and less where a token takes longer: nearly as many requests a second, and
+# nobody waits long for a batch to end (jobs/load.py --budgets 256 320 512 1024).
+_CPU_BUDGETS = {"bfloat16": 512, "float32": 320}
 
 
 def open_tasks(args: ServiceArgs, names: Container[str] | None = None) -> dict[str, Task]:

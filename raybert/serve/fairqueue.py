@@ -20,7 +20,7 @@ LOOK_AHEAD = 64
 """Requests that are looked through for a window which still fits into a batch."""
 BULK_SHARE = 1 / 8
 """What a bulk request gets beside an interactive one."""
-LEAST_SHARED = 220
+LEAST_SHARED = 160
 """Tokens of a batch that are not divided among streams: below, an encoder's overhead would tell."""
 
 

@@ -60,7 +60,7 @@ class ServiceArgs(BaseModel):
             ingress tokenizes and asks a deployment for each encoder, which scales by itself.
         device: auto, cpu or cuda.
         dtype: auto, float32, bfloat16 or float16.
-        budget: tokens of one forward; None takes 512 on a CPU (384 in float32), and 65536 on a GPU.
+        budget: tokens of one forward; None takes 512 on a CPU (320 in float32), and 65536 on a GPU.
         threads: batches computed at once on a CPU; None takes a batch a processor, and one on a GPU.
         limits: of a request and of all of them.
         access_log: whether each request is logged, as a line of JSON in a file of the replica's; never a body.
