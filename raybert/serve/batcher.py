@@ -1,6 +1,6 @@
 """From many requests to token batches and back: nobody waits while the encoder is idle.
 
-    compute() ── FairQueue ──> batches ── a stream of the engine's process ──> arrays ──> each request its own
+    compute() ── FairQueue ──> batches ── a stream of the engine ──> arrays ──> each request its own
 
 A batch leaves as soon as a stream is free, with its part of what has come until then: under load batches fill by
 themselves, and a lone request never waits for company. All decisions are made on the event loop; the streams only

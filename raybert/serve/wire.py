@@ -1,4 +1,4 @@
-"""Messages between a replica and the process that computes for it: pickles, each behind its length.
+"""Messages between a replica and a process that computes for it: pickles, each behind its length.
 
 Both ends are ours, and joined by a pair of sockets that nobody else has; nothing from outside is unpickled.
 """
@@ -24,7 +24,7 @@ class Setup:
     Attributes:
         trunks: the heads of each, by name.
         settings: obeyed to the letter.
-        workers: streams of each trunk on a CPU.
+        workers: streams of each trunk in each process.
     """
 
     trunks: Sequence[Mapping[str, Task]]
