@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -44,7 +43,6 @@ from raybert.version import VERSION
 # Tokens of one forward. CPU: activations of 2,048 tokens stay in a core's cache (8,500 tokens/s against 7,900 at
 # 8,192, MiniLM fp32). CUDA: enough rows to fill the device.
 _BUDGET = {"cpu": 2048, "cuda": 65536}
-_YIELDS = 10  # steps of niceness: of two threads that want one processor the other gets nine tenths of it
 _LIBRARIES = ("torch", "tokenizers", "numpy", "pyarrow")
 
 
@@ -185,16 +183,13 @@ class Trunk:
         device: that it computes on.
     """
 
-    def __init__(
-        self, heads: Mapping[str, Task], settings: EngineSettings, *, threads: int = 1, yields: bool = False
-    ) -> None:
+    def __init__(self, heads: Mapping[str, Task], settings: EngineSettings, *, threads: int = 1) -> None:
         """Load weights.
 
         Args:
             heads: tasks of one trunk, by head name.
             settings: obeyed to the letter; call `EngineSettings.check` first on a foreign machine.
             threads: streams on a CPU; has no influence on the answers.
-            yields: whether, on a CPU, other threads go before the streams wherever both want a processor.
         """
         self.settings, self.threads = settings, threads
         self.device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
@@ -202,7 +197,6 @@ class Trunk:
         self._encoder = make_encoder(model, dtype=dtype, device=self.device, kernels=settings.kernels)
         self._modules: WeakValueDictionary[str, nn.Module] = WeakValueDictionary()
         self._heads = {name: self.ready(task) for name, task in heads.items()}
-        self._yields = yields and self.device.type == "cpu"
         self._streams: ThreadPoolExecutor | None = None
         self._starting = threading.Lock()
 
@@ -211,7 +205,7 @@ class Trunk:
         """The threads that compute; they start when they are first needed, so that a process may fork before."""
         with self._starting:
             if self._streams is None:
-                self._streams = _start_streams(self.threads, yields=self._yields)
+                self._streams = _start_streams(self.threads)
         return self._streams
 
     def ready(self, task: Task) -> Head:
@@ -347,7 +341,7 @@ def _even_budget(lengths: np.ndarray, budget: int, streams: int) -> int:
     return math.ceil(total / (turns * streams)) + int(lengths.max()) // 2
 
 
-def _start_streams(threads: int, *, yields: bool) -> ThreadPoolExecutor:
+def _start_streams(threads: int) -> ThreadPoolExecutor:
     """A pool of threads that compute with one thread of arithmetic each, all of them started.
 
     torch keeps that number per thread, and one more that later threads start from. Setting it here and not at
@@ -359,9 +353,6 @@ def _start_streams(threads: int, *, yields: bool) -> ThreadPoolExecutor:
     def start() -> None:
         torch.get_num_threads()  # what a thread sets before it has asked once is lost
         torch.set_num_threads(1)
-        if yields and sys.platform == "linux":  # where a thread has a priority of its own
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _YIELDS)
         started.wait()
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="raybert-stream", initializer=start)
@@ -380,6 +371,8 @@ def _start_streams(threads: int, *, yields: bool) -> ThreadPoolExecutor:
 def gather(sequences: Sequences, starts: np.ndarray, index: np.ndarray, device: torch.device) -> TokenBatch:
     """The token batch of the windows ``index``, in that order."""
     lengths = sequences.lengths[index]
+    if len(index) == sequences.n_windows and (np.diff(index) == 1).all():  # all of them, in their own order
+        return TokenBatch.of(sequences.ids, lengths, sequences.type_ids, device)
     where = ranges(starts[index], lengths)
     types = None if sequences.type_ids is None else sequences.type_ids[where]
     return TokenBatch.of(sequences.ids[where], lengths, types, device)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import raybert
 from raybert.serve.batcher import Batcher
-from raybert.serve.pieces import Asked, Found, run_together
+from raybert.serve.pieces import Asked, Found, Together
 from raybert.serve.process import EngineProcess
 from raybert.tasks.arrays import Arrays
 from raybert.tasks.program import group_heads
@@ -36,7 +36,8 @@ class Echo:
 
     async def run(self, pieces: Sequence[Asked]) -> Sequence[Found]:
         await asyncio.wait_for(self.gate.wait(), 10)
-        return run_together(self.compute, pieces)
+        together = Together(pieces)
+        return together.parted(self.compute(*together.asked))
 
     def compute(self, sequences: Sequences, parts: Mapping[str, Any]) -> dict[str, Arrays]:
         self.batches.append(sequences.lengths.tolist())

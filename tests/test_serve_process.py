@@ -112,6 +112,16 @@ def test_each_piece_gets_what_its_trunk_computes_of_it(
                 np.testing.assert_array_equal(found[name].counts, arrays.counts)
 
 
+def test_those_that_compute_yield_and_nobody_else(tasks: dict[str, Task], settings: EngineSettings) -> None:
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    process = EngineProcess(trunks(tasks), settings, workers=2)
+    pids = all_of(process)
+    assert len(pids) == 2
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [min(19, own + 10)] * 2
+    assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    asyncio.run(process.close())
+
+
 def test_an_error_comes_with_its_place_and_the_next_call_is_computed(
     process: EngineProcess, tasks: dict[str, Task]
 ) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -66,14 +67,10 @@ def layout_of(lengths: np.ndarray, device: torch.device) -> Layout:
     """
     lengths = lengths.astype(np.int64)
     ends = np.cumsum(lengths)
-    first_of_run = np.flatnonzero(np.r_[True, lengths[1:] != lengths[:-1]])
-    counts = np.diff(np.r_[first_of_run, lengths.size])
-    begins = (ends - lengths)[first_of_run]
-    groups = tuple(
-        Group(int(length), int(count), int(begin))
-        for length, count, begin in zip(lengths[first_of_run], counts, begins, strict=True)
-    )
-    positions = np.arange(int(ends[-1])) - np.repeat(ends - lengths, lengths)
+    begins = ends - lengths
+    runs = [0, *(np.flatnonzero(lengths[1:] != lengths[:-1]) + 1).tolist(), len(lengths)]
+    groups = tuple(Group(int(lengths[first]), behind - first, int(begins[first])) for first, behind in pairwise(runs))
+    positions = np.arange(int(ends[-1])) - np.repeat(begins, lengths)
     starts = None
     if device.type == "cuda":
         starts = torch.from_numpy(np.r_[0, ends].astype(np.int32)).to(device, non_blocking=True)
@@ -81,7 +78,7 @@ def layout_of(lengths: np.ndarray, device: torch.device) -> Layout:
         groups=groups,
         positions_T=torch.from_numpy(positions).to(device, non_blocking=True),
         lengths=torch.from_numpy(lengths),
-        firsts=torch.from_numpy(ends - lengths).to(device, non_blocking=True),
+        firsts=torch.from_numpy(begins).to(device, non_blocking=True),
         starts=starts,
         longest=int(lengths.max()),
     )

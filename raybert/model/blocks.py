@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -70,23 +71,28 @@ class BlockPlan:
 
 def _pieces(lengths: np.ndarray, n_heads: int, dtype: torch.dtype) -> Iterator[tuple[np.ndarray, int, int, bool]]:
     """The sequences of each block, the shortest first, its queries and keys, and whether it is fused."""
-    lanes = _VECTOR // dtype.itemsize
-    fused = (lengths >= _FUSED_FROM) & (dtype == torch.float32)
-    keys = -(-lengths // lanes) * lanes
-    if dtype == torch.bfloat16:  # where half a vector and less would do, the copies cost more than the softmax
-        keys = np.where(lengths <= 8, 8, np.where(lengths <= 16, 16, keys))
-    keys = np.where(fused, lengths, keys)
     order = np.argsort(lengths, kind="stable")
-    for run in np.split(order, np.flatnonzero(np.diff(keys[order])) + 1):
-        S, is_fused = int(keys[run[0]]), bool(fused[run[0]])
+    begin = 0
+    for (S, is_fused), alike in groupby(_keys(length, dtype) for length in lengths[order].tolist()):
+        left = len(list(alike))
         most = 1 if is_fused else max(1, _SCORES // (n_heads * S * S * dtype.itemsize))
-        done = 0
-        while done < len(run):
+        while left:
             # 2^k of them: 13 become 8, 4 and 1, so that there are few shapes.
-            piece = run[done : done + (1 << min(most, len(run) - done).bit_length() - 1)]
-            done += len(piece)
+            count = 1 << min(most, left).bit_length() - 1
+            piece = order[begin : begin + count]
+            begin, left = begin + count, left - count
             longest = int(lengths[piece[-1]])
             yield piece, longest if is_fused else -(-longest // _QUERIES) * _QUERIES, S, is_fused
+
+
+def _keys(length: int, dtype: torch.dtype) -> tuple[int, bool]:
+    """Rows of keys for a sequence, and whether it is fused."""
+    if dtype == torch.float32 and length >= _FUSED_FROM:
+        return length, True
+    if dtype == torch.bfloat16 and length <= 16:  # the copies would cost more than the softmax
+        return 8 if length <= 8 else 16, False
+    lanes = _VECTOR // dtype.itemsize
+    return -(-length // lanes) * lanes, False
 
 
 def plan_blocks(layout: Layout, n_heads: int, dtype: torch.dtype) -> BlockPlan:
@@ -97,24 +103,27 @@ def plan_blocks(layout: Layout, n_heads: int, dtype: torch.dtype) -> BlockPlan:
         n_heads: of the attention.
         dtype: of its arithmetic.
     """
-    all_lengths, all_begins = layout.lengths.numpy(), layout.firsts.numpy()
-    back = np.empty(int(all_lengths.sum()), np.int64)
+    lengths, begins = layout.lengths.numpy(), layout.firsts.numpy()
+    first_rows = np.empty_like(lengths)
     blocks, order = [], []
     row = 0
-    for piece, Q, S, fused in _pieces(all_lengths, n_heads, dtype):
-        lengths, begins, C = all_lengths[piece, None], all_begins[piece, None], len(piece)
-        positions = np.arange(S)
-        real = positions < lengths
-        taken = begins + np.minimum(positions, lengths - 1)
-        back[taken[real]] = (row + np.arange(C)[:, None] * Q + positions)[real]
+    for piece, Q, S, fused in _pieces(lengths, n_heads, dtype):
+        C = len(piece)
+        first_rows[piece] = np.arange(row, row + C * Q, Q)
         row += C * Q
-        bias = None
-        if not real.all():
-            bias_CS = torch.from_numpy(np.where(real, 0.0, -math.inf)).to(dtype)
-            bias = bias_CS[:, None, None].expand(C, n_heads, 1, S).reshape(C * n_heads, 1, S)
-        where = slice(int(begins[0, 0]), int(begins[0, 0]) + S) if fused else torch.from_numpy(taken.ravel())
-        blocks.append(Block(C, Q, S, where, bias))
         order.append(piece)
+        if fused:
+            begin = int(begins[piece[0]])
+            blocks.append(Block(C, Q, S, slice(begin, begin + S), None))
+            continue
+        positions, own = np.arange(S), lengths[piece, None]
+        taken = begins[piece, None] + np.minimum(positions, own - 1)
+        bias = None
+        if own[0, 0] < S:  # the shortest
+            bias_CS = torch.from_numpy(np.where(positions < own, np.float32(0.0), np.float32(-math.inf))).to(dtype)
+            bias = bias_CS[:, None, None].expand(C, n_heads, 1, S).reshape(C * n_heads, 1, S)
+        blocks.append(Block(C, Q, S, torch.from_numpy(taken.ravel()), bias))
+    back = np.repeat(first_rows, lengths) + layout.positions_T.numpy()
     return BlockPlan(tuple(blocks), torch.from_numpy(np.concatenate(order)), torch.from_numpy(back))
 
 

@@ -111,7 +111,7 @@ class EmbedHead(nn.Module):
 
     def forward(self, hidden_TD: Tensor, layout: Layout) -> Tensor:
         """Return vectors [N, V], float32, in the layout's order."""
-        pooled_ND = torch.cat([self._pool(hidden_TD, group) for group in layout.groups])
+        pooled_ND = _side_by_side([self._pool(hidden_TD, group) for group in layout.groups], 0)
         vectors_NV: Tensor = self.after(pooled_ND)
         return vectors_NV
 
@@ -119,4 +119,8 @@ class EmbedHead(nn.Module):
         x_BSD = hidden_TD[group.tokens].view(group.count, group.length, -1).float()
         # A sequence cut shorter than its prompt still has its last token to stand for it.
         skip = min(self.skip, group.length - 1)
-        return torch.cat([pool(x_BSD, skip) for pool in self.poolings], dim=-1)
+        return _side_by_side([pool(x_BSD, skip) for pool in self.poolings], -1)
+
+
+def _side_by_side(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)

@@ -195,6 +195,7 @@ class Batcher:
             self._free -= 1
             loop = asyncio.get_running_loop()
             batch = [(piece, self._calls[piece.ticket]) for piece in pieces]
+            batch.sort(key=_tokens, reverse=True)  # the engine's order: it need not move them
             for _, call in batch:
                 call.begun = call.begun or loop.time()
             task = loop.create_task(self._run(batch))

@@ -23,21 +23,24 @@ import torch
 
 from raybert.engine import Trunk
 from raybert.serve.memory import EVERY_S, give_back, keep_what_is_there
-from raybert.serve.pieces import Found, run_together, unknown_words
+from raybert.serve.pieces import Found, unknown_words
 from raybert.serve.readings import Readings, ReadingTrunk
 from raybert.serve.wire import Call, Outcome, Setup, messages, packed
 
 _PR_SET_PDEATHSIG = 1
+# Steps of niceness: of two threads that want one processor the other gets nine tenths of it. Answering is quick and
+# computing is not: where both want a processor, requests are taken in and refused first.
+_YIELDS = 10
 
 
-def outcome_of(ticket: int, work: Callable[[], Sequence[Found]]) -> Outcome:
+def outcome_of(ticket: int, work: Callable[[], Found]) -> Outcome:
     """What work comes to; an error takes its traceback along as a note."""
     try:
         return Outcome(ticket=ticket, found=work())
     except BaseException as error:  # noqa: BLE001  whatever it is, the caller must hear of it
         told = _that_travels(error)
         told.add_note("".join(traceback.format_exception(error)))
-        return Outcome(ticket=ticket, error=told)
+        return Outcome(ticket=ticket, found={}, error=told)
 
 
 def _that_travels(error: BaseException) -> Exception:
@@ -55,8 +58,7 @@ def open_trunks(setup: Setup) -> list[ReadingTrunk]:
     """All trunks, warm: memory is taken and kernels are made, by the largest batch and the smallest."""
     opened = []
     for tasks in setup.trunks:
-        # Answering is quick and computing is not: where both want a processor, requests are taken in and refused first.
-        trunk = Trunk(tasks, setup.settings, threads=setup.workers, yields=True)
+        trunk = Trunk(tasks, setup.settings, threads=setup.workers)
         first, longest = next(iter(tasks.values())), max(task.max_length for task in tasks.values())
         for count, length in ((max(1, setup.settings.budget // longest), longest), (1, 3)):
             trunk.run(unknown_words(first, count, length), dict.fromkeys(tasks), here=True)
@@ -75,23 +77,28 @@ def serve(ends: Sequence[socket.socket]) -> None:
             end.sendall(raw)
 
     def compute(call: Call) -> None:
-        trunk = trunks[call.trunk]
-        tell(outcome_of(call.ticket, lambda: run_together(trunk.run, call.pieces)))
+        trunk, (sequences, parts) = trunks[call.trunk], call.asked
+        tell(outcome_of(call.ticket, lambda: trunk.run(sequences, parts)))
 
-    def begin() -> Sequence[Found]:
+    def begin() -> Found:
         nonlocal end
         trunks.extend(open_trunks(setup))
         keep_what_is_there()
         end = _one_each(ends)
-        return ()
+        return {}
 
     setup = next(messages(end))
+    if setup.settings.device == "cpu":
+        os.nice(_YIELDS)
     begun = outcome_of(-1, begin)
     if end is ends[0]:
         tell(begun)
     threading.Thread(target=_keep_giving_back, daemon=True).start()
     for call in messages(end):
-        trunks[call.trunk].streams.submit(compute, call)
+        if setup.workers == 1:
+            compute(call)
+        else:
+            trunks[call.trunk].streams.submit(compute, call)
 
 
 def _one_each(ends: Sequence[socket.socket]) -> socket.socket:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +18,7 @@ Found = dict[str, Arrays]
 """By head name, or key of a reading: what it makes of its windows, in its order of them."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """Windows, and the heads that read them.
 
     Attributes:
@@ -30,29 +30,56 @@ class Asked:
     parts: Parts
 
 
-def run_together(run: Callable[[Sequences, Parts], Mapping[str, Arrays]], pieces: Sequence[Asked]) -> list[Found]:
-    """What each piece gets, of all of them computed at once.
+class Together:
+    """Pieces as one, computed at once, and what was found cut for each of them.
 
     Args:
-        run: computes, as `raybert.engine.Trunk.run`.
         pieces: one or more.
+
+    Attributes:
+        asked: all of their windows.
     """
-    begins = np.cumsum([0, *(piece.sequences.n_windows for piece in pieces)])
-    own: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for place, piece in enumerate(pieces):
-        for name, part in piece.parts.items():
-            windows = np.arange(piece.sequences.n_windows) if part is None else part
-            own.setdefault(name, []).append((place, begins[place] + windows))
-    parts = {
-        name: np.concatenate([windows for _, windows in each]).astype(np.int32, copy=False)
-        for name, each in own.items()
-    }
-    found: list[Found] = [{} for _ in pieces]
-    for name, arrays in run(_joined([piece.sequences for piece in pieces]), parts).items():
-        cut = _split(arrays, [len(windows) for _, windows in own[name]])
-        for (place, _), of_piece in zip(own[name], cut, strict=True):
-            found[place][name] = of_piece
-    return found
+
+    def __init__(self, pieces: Sequence[Asked]) -> None:
+        self._pieces = len(pieces)
+        self._readers: dict[str, list[_Reader]] = {}
+        begin = 0
+        for place, piece in enumerate(pieces):
+            windows = piece.sequences.n_windows
+            for name, part in piece.parts.items():
+                self._readers.setdefault(name, []).append(_Reader(place, begin, windows, part))
+            begin += windows
+        parts = {name: self._part(readers) for name, readers in self._readers.items()}
+        self.asked = Asked(sequences=_joined([piece.sequences for piece in pieces]), parts=parts)
+
+    def _part(self, readers: Sequence[_Reader]) -> Int32s | None:
+        if len(readers) == self._pieces and all(reader.part is None for reader in readers):
+            return None
+        return np.concatenate([reader.read() for reader in readers]).astype(np.int32, copy=False)
+
+    def parted(self, found: Found) -> list[Found]:
+        """What each piece gets of what was found of all, in their order."""
+        if self._pieces == 1:
+            return [found]
+        cut: list[Found] = [{} for _ in range(self._pieces)]
+        for name, arrays in found.items():
+            readers = self._readers[name]
+            counts = [reader.windows if reader.part is None else len(reader.part) for reader in readers]
+            for reader, own in zip(readers, _split(arrays, counts), strict=True):
+                cut[reader.place][name] = own
+        return cut
+
+
+class _Reader(NamedTuple):
+    """A head of a piece: the piece's place, its first window among all, its windows, and which of them are read."""
+
+    place: int
+    begin: int
+    windows: int
+    part: Int32s | None
+
+    def read(self) -> np.ndarray:
+        return self.begin + (np.arange(self.windows) if self.part is None else self.part)
 
 
 def unknown_words(task: Task, count: int, length: int) -> Sequences:
@@ -75,10 +102,12 @@ def _joined(cut: Sequence[Sequences]) -> Sequences:
 
 def _split(arrays: Arrays, windows: Sequence[int]) -> list[Arrays]:
     """Arrays of consecutive groups of so many windows."""
-    ends = np.cumsum(windows)
+    ends = list(accumulate(windows))
+    begins = [0, *ends[:-1]]
     if arrays.counts is None:
-        return [Arrays(values=values) for values in np.split(arrays.values, ends[:-1])]
-    counts = np.split(arrays.counts, ends[:-1])
-    rows = np.cumsum([int(each.sum()) for each in counts])
-    values = np.split(arrays.values, rows[:-1])
-    return [Arrays(values=each, counts=own) for each, own in zip(values, counts, strict=True)]
+        return [Arrays(values=arrays.values[begin:end]) for begin, end in zip(begins, ends, strict=True)]
+    rows = [0, *np.cumsum(arrays.counts).tolist()]
+    return [
+        Arrays(values=arrays.values[rows[begin] : rows[end]], counts=arrays.counts[begin:end])
+        for begin, end in zip(begins, ends, strict=True)
+    ]

@@ -19,7 +19,7 @@ from itertools import count
 from typing import Any, cast
 
 from raybert.engine import EngineSettings
-from raybert.serve.pieces import Asked, Found
+from raybert.serve.pieces import Asked, Found, Together
 from raybert.serve.wire import Call, Outcome, Setup, Unpacker, messages, packed
 from raybert.tasks import Task
 
@@ -84,7 +84,9 @@ class EngineProcess:
         wires = await asyncio.shield(self._wires)
         if self._error is not None:
             raise self._error
-        return await min(wires, key=lambda wire: wire.load(trunk)).ask(trunk, pieces)
+        together = Together(pieces)
+        found = await min(wires, key=lambda wire: wire.load(trunk)).ask(trunk, together.asked)
+        return together.parted(found)
 
     def longest_s(self, trunk: int) -> float:
         """Seconds that the oldest call of a trunk is under way; on that event loop."""
@@ -161,7 +163,7 @@ class _Wire(asyncio.Protocol):
     def __init__(self, lost: Callable[[], EngineDied]) -> None:
         self._lost = lost
         self._unpacker, self._tickets = Unpacker(), count()
-        self._waiting: dict[int, asyncio.Future[Sequence[Found]]] = {}
+        self._waiting: dict[int, asyncio.Future[Found]] = {}
         self._calls: dict[int, tuple[int, float]] = {}  # ticket -> trunk, when; also of those that nobody waits for
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -194,13 +196,13 @@ class _Wire(asyncio.Protocol):
         """When the oldest call of this trunk that is under way began, in the event loop's seconds."""
         return min((at for each, at in self._calls.values() if each == trunk), default=math.inf)
 
-    async def ask(self, trunk: int, pieces: Sequence[Asked]) -> Sequence[Found]:
-        """As `EngineProcess.run`."""
+    async def ask(self, trunk: int, asked: Asked) -> Found:
+        """What the other end finds of it; raises as `EngineProcess.run`."""
         ticket, loop = next(self._tickets), asyncio.get_running_loop()
-        future: asyncio.Future[Sequence[Found]] = loop.create_future()
+        future: asyncio.Future[Found] = loop.create_future()
         self._waiting[ticket] = future
         self._calls[ticket] = (trunk, loop.time())
-        self._transport.write(packed(Call(ticket=ticket, trunk=trunk, pieces=pieces)))
+        self._transport.write(packed(Call(ticket=ticket, trunk=trunk, asked=asked)))
         try:
             return await future
         finally:

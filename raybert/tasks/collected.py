@@ -40,16 +40,20 @@ class Collected:
         if not self._found:
             counts = None if self._task.one_row else np.zeros(self._size, np.int32)
             return Arrays(values=np.empty((0, self._task.width), np.float32), counts=counts)
-        counts = None
-        if not self._task.one_row:
-            counts = np.zeros(self._size, np.int32)
-            for places, _, own in self._found:
-                assert own is not None
-                counts[places] = own
-        rows = np.ones(self._size, np.int64) if counts is None else counts.astype(np.int64)
-        begins = np.cumsum(rows) - rows
-        values = np.empty((int(rows.sum()), self._found[0][1].shape[1]), np.float32)
-        while self._found:  # each batch is let go as soon as it is copied
+        width = self._found[0][1].shape[1]
+        if self._task.one_row:
+            values = np.empty((self._size, width), np.float32)
+            while self._found:  # each batch is let go as soon as it is copied
+                places, found, _ = self._found.pop()
+                values[places] = found
+            return Arrays(values=values)
+        counts = np.zeros(self._size, np.int32)
+        for places, _, own in self._found:
+            assert own is not None
+            counts[places] = own
+        begins = np.cumsum(counts, dtype=np.int64) - counts
+        values = np.empty((int(counts.sum(dtype=np.int64)), width), np.float32)
+        while self._found:
             places, found, _ = self._found.pop()
-            values[ranges(begins[places], rows[places])] = found
+            values[ranges(begins[places], counts[places])] = found
         return Arrays(values=values, counts=counts)

@@ -35,6 +35,8 @@ def plan_batches(lengths: Int32s | Int64s, budget: int) -> list[Int64s]:
     if budget < 1:
         raise SettingsError(f"budget: {budget} tokens hold nothing; give 1 or more")
     order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    if len(order) and lengths.sum(dtype=np.int64) <= budget:
+        return [order]
     ordered = lengths[order].astype(np.int64)
     # tokens[i] = tokens before window i; a list, because bisect on it is ten times as fast as on an array.
     tokens: list[int] = [0, *np.cumsum(ordered).tolist()]
