@@ -64,6 +64,9 @@ class RunLog:
             logger.log(level, "%s", words, extra=extra, exc_info=bug)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, default=str)
+
+
 class JsonFormatter(logging.Formatter):
     """A record as one JSON object: time (UTC, ISO 8601), level, event, run, message, and the fields it has.
 
@@ -73,7 +76,8 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
         when = datetime.fromtimestamp(record.created, UTC)
-        own = {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
+        there = record.__dict__
+        own = {name: there[name] for name in FIELDS if name in there}
         event = own.pop("event", "log")
         facts = {
             "time": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -85,7 +89,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(facts, ensure_ascii=False, default=str)
+        return _JSON.encode(facts)
 
 
 class JsonHandler(logging.StreamHandler[TextIO]):

@@ -215,17 +215,28 @@ class Door:
         async def again() -> Message:
             return unread.pop() if unread else await receive()
 
-        answer = asyncio.ensure_future(self._app(scope, again, send))
+        answering = asyncio.current_task()
+        assert answering is not None
+        left = through = False
+
+        def leave(gone: asyncio.Future[Message]) -> None:
+            nonlocal left
+            if not through and not gone.cancelled():
+                left = True
+                answering.cancel()
+
         gone = asyncio.ensure_future(receive())
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ClientLeft
-            answer.result()
+            await self._app(scope, again, send)
+        except asyncio.CancelledError:
+            if not left:
+                raise
+            answering.uncancel()
+            raise ClientLeft from None
         finally:
-            for each in (answer, gone):
-                each.cancel()
-            await asyncio.gather(answer, gone, return_exceptions=True)
+            through = True
+            gone.cancel()
 
 
 def response_of(error: ServiceError, path: str, body: bytes) -> tuple[int, list[tuple[bytes, bytes]], bytes]:

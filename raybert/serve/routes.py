@@ -38,10 +38,10 @@ def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board, t
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    for routes in (openai_routes, tei_routes, cohere_routes, hugging_face_routes, label_routes, default_routes):
-        app.include_router(routes(desk))
-    app.include_router(upkeep_routes(desk, board))
-    app.include_router(playground_routes())
+    families = (openai_routes, tei_routes, cohere_routes, hugging_face_routes, label_routes, default_routes)
+    routers = [*(routes(desk) for routes in families), upkeep_routes(desk, board), playground_routes()]
+    for router in routers:  # not include_router: each request would be matched twice
+        app.routes.extend(router.routes)
     return app
 
 

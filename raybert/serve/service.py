@@ -277,23 +277,20 @@ class Service:
 
     async def _computed(self, program: Program, encoded: Sequence[Windows], *, bulk: bool) -> list[Answer]:
         """The numbers of all trunks, side by side; where one fails the others are not computed for nothing."""
-        waiting = []
+        calls = []
         for number, names in enumerate(program.trunks):
             sequences, parts = program.shared(number, encoded)
             wanted = {name: parts[program.encoding_of(name)] for name in names}
             compute = self._computes[self._trunk_of[parse_key(names[0])[0]]]
-            waiting.append(asyncio.ensure_future(compute.compute(sequences, wanted, bulk=bulk)))
+            calls.append(compute.compute(sequences, wanted, bulk=bulk))
         try:
-            return await asyncio.gather(*waiting)
+            return await _side_by_side(calls)
         except ServiceError:
             raise
         except Exception as error:
             heads = ", ".join(parse_key(name)[0] for name in program.tasks)
             logging.getLogger(LOGGER).exception("%s: a forward failed", heads)
             raise ServiceError(Fault.MODEL, f"the model failed: {type(error).__name__}") from error
-        finally:
-            for each in waiting:
-                each.cancel()
 
 
 # Tokens whose tokenization is too little to be worth a thread, which waits for Python's lock there and back. Answers of
@@ -301,6 +298,18 @@ class Service:
 _MOMENT = 512
 _MOST_PROGRAMS = 1000
 _TAKES = {"text": "texts", "pair": "pairs of texts", "either": "texts or pairs", "choices": "prompts with choices"}
+
+
+async def _side_by_side(calls: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What all of them come to; where one fails the others are cancelled."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    waiting = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*waiting)
+    finally:
+        for each in waiting:
+            each.cancel()
 
 
 def _fits(item: Item, pairs: bool, task: Task) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
-from raybert.text.encoding import Int8s, Int32s, Int64s
+from raybert.text.encoding import Bools, Int8s, Int32s, Int64s
 
 
 class Part(NamedTuple):
@@ -48,7 +49,7 @@ class Frame:
                 parts.append(Part(None, tokens[0][2]))
         return cls(tuple(parts))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """How many special tokens there are."""
         return sum(part.special_id is not None for part in self.parts)
@@ -74,20 +75,30 @@ class Frame:
         """
         n_windows = len(inner)
         part_lengths = np.ones((n_windows, len(self.parts)), np.int64)
-        part_lengths[:, [part.special_id is None for part in self.parts]] = inner
+        part_lengths[:, self._are_texts] = inner
 
-        def spread(values: list[int], dtype: type[np.number | np.bool_]) -> np.ndarray:
-            return np.repeat(np.tile(np.array(values, dtype), n_windows), part_lengths.ravel())
+        def spread(values: np.ndarray) -> np.ndarray:
+            return np.repeat(np.tile(values, n_windows), part_lengths.ravel())
 
-        is_text = spread([part.special_id is None for part in self.parts], np.bool_)
+        is_text = spread(self._are_texts)
         framed = np.empty(len(is_text), np.int32)
         framed[is_text] = ids
-        special = [part.special_id for part in self.parts if part.special_id is not None]
-        framed[~is_text] = np.tile(np.array(special, np.int32), n_windows)
-        type_ids = [part.type_id for part in self.parts]
+        framed[~is_text] = np.tile(self._special_ids, n_windows)
         placed = None
         if offsets is not None:
             placed = np.zeros((len(is_text), 2), np.int32)
             placed[is_text] = offsets
         lengths = part_lengths.sum(axis=1).astype(np.int32)
-        return Framed(framed, lengths, spread(type_ids, np.int8) if any(type_ids) else None, placed)
+        return Framed(framed, lengths, spread(self._type_ids) if self._type_ids.any() else None, placed)
+
+    @cached_property
+    def _are_texts(self) -> Bools:
+        return np.array([part.special_id is None for part in self.parts])
+
+    @cached_property
+    def _special_ids(self) -> Int32s:
+        return np.array([part.special_id for part in self.parts if part.special_id is not None], np.int32)
+
+    @cached_property
+    def _type_ids(self) -> Int8s:
+        return np.array([part.type_id for part in self.parts], np.int8)

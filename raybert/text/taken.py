@@ -30,6 +30,9 @@ class Taken:
         """The pieces of these windows, and their offsets, window after window."""
         starts = np.cumsum(self.kept) - self.kept
         begin, end = starts[spans.row] + spans.begin, starts[spans.row] + spans.end
+        if len(begin) == 1:
+            own = slice(int(begin[0]), int(end[0]))
+            return self.ids[own], None if self.offsets is None else self.offsets[own]
         if np.array_equal(begin, np.append(0, end[:-1])) and end[-1:] == len(self.ids):
             return self.ids, self.offsets  # they are all pieces, each one once
         where = ranges(begin, end - begin)
