@@ -159,6 +159,28 @@ def test_who_leaves_is_worked_for_no_longer():
     run(main)
 
 
+@pytest.mark.parametrize("turns", range(6))
+def test_who_leaves_with_the_answer_breaks_nothing_behind_it(turns):
+    """The connection closes that many turns of the event loop before the routes are through."""
+
+    async def main() -> None:
+        client = Client(b"")
+
+        async def answer(scope: Any, receive: Any, send: Any) -> None:
+            client.left.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await echo(scope, receive, send)
+
+        await client.ask(answer)
+        await asyncio.sleep(0.01)  # a cancellation that comes late would be raised here
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+
+    run(main)
+
+
 def test_a_compressed_body_is_refused_before_it_grows():
     async def main() -> None:
         client = Client(b"\x1f\x8b", headers={"content-encoding": "gzip"})
