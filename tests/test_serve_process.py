@@ -275,6 +275,37 @@ def test_it_ends_with_the_one_that_it_computes_for(tmp_path: Path) -> None:
     assert has_ended(pid)
 
 
+def test_it_ends_so_also_in_the_middle_of_a_long_call(tmp_path: Path) -> None:
+    model = write_tiny_checkpoint(tmp_path / "vec")
+    words = (
+        "import asyncio\n"
+        "from raybert.config import heads_from\n"
+        "from raybert.engine import choose_settings\n"
+        "from raybert.serve.pieces import Asked, unknown_words\n"
+        "from raybert.serve.process import EngineProcess\n"
+        "from raybert.tasks import make_task\n"
+        f"(spec,) = heads_from({{'vec': ({str(model)!r}, 'embed')}})\n"
+        "task = make_task(spec)\n"
+        "settings = choose_settings(device='cpu', dtype='float32', budget=8)\n"
+        "process = EngineProcess([{'vec': task}], settings, workers=2)\n"
+        "many = [Asked(sequences=unknown_words(task, 400_000, 8), parts={'vec': None})]\n"
+        "async def main():\n"
+        "    calls = [asyncio.ensure_future(process.run(0, many)) for _ in range(2)]\n"
+        "    await asyncio.sleep(2)\n"
+        "    assert not any(call.done() for call in calls)\n"
+        "    print(process.pid, flush=True)\n"
+        "    await asyncio.wait(calls)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        pids = [pid, *(child.pid for child in psutil.Process(pid).children())]
+        assert len(pids) == 2
+        parent.kill()
+    assert all(map(has_ended, pids))
+
+
 class OddError(Exception):
     """One that a pickle does not bring back."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import select
 import signal
 import socket
 import sys
@@ -94,8 +95,9 @@ def serve(ends: Sequence[socket.socket]) -> None:
     if end is ends[0]:
         tell(begun)
     threading.Thread(target=_keep_giving_back, daemon=True).start()
+    threading.Thread(target=_end_when_closed, args=(end,), daemon=True).start()
     for call in messages(end):
-        if setup.workers == 1:
+        if setup.workers == 1:  # here, which saves a change of threads
             compute(call)
         else:
             trunks[call.trunk].streams.submit(compute, call)
@@ -122,6 +124,14 @@ def _end_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before
         os._exit(0)
+
+
+def _end_when_closed(end: socket.socket) -> None:
+    """End when the other end is closed, also in the middle of a forward, and of one that hangs."""
+    closed = select.poll()
+    closed.register(end, 0)  # a hang-up is told in any case
+    closed.poll()
+    os._exit(0)
 
 
 def _end_as_the_first() -> None:

@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         ticket: of the call.
-        found: nothing of the setup.
+        found: by head; empty of the setup, and beside an error.
         error: raised instead.
     """
 
