@@ -118,7 +118,9 @@ def test_those_that_compute_yield_and_nobody_else(tasks: dict[str, Task], settin
     pids = all_of(process)
     assert len(pids) == 2
     assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [min(19, own + 10)] * 2
+    assert [os.sched_getscheduler(pid) for pid in pids] == [os.SCHED_BATCH] * 2
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
     asyncio.run(process.close())
 
 
