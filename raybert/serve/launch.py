@@ -177,6 +177,8 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
     # request, which a process in Python reads from a line that HAProxy sends it, is in raybert's own metrics already.
     environment.setdefault("RAY_SERVE_HAPROXY_NBTHREAD", str(min(4, max(1, (os.cpu_count() or 1) // 2))))
     environment.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
+    # Replicas take requests from HAProxy themselves, and see who leaves.
+    environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raybert.serve.unwatched:in_replicas")
     # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
     # load balancers elsewhere. On one machine HAProxy knows within a second.
     environment.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "5")
