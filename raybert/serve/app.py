@@ -45,8 +45,8 @@ def build(args: ServiceArgs) -> serve.Application:
 
 
 def _deployment(kind: Any, name: str, **options: Any) -> serve.Deployment:
-    # The door writes an access log of its own, which knows tokens and refusals. Ray Serve makes a record of each request
-    # all the same, unless only warnings are wanted of it.
+    # The door writes an access log of its own, which knows tokens and refusals. Ray Serve would make a record of each
+    # request all the same, unless only warnings are wanted of it.
     quiet = {"enable_access_log": False, "log_level": "WARNING"}
     own = {"max_ongoing_requests": _ONGOING, "logging_config": quiet, **options}
     made: serve.Deployment = serve.deployment(name=name, **own)(kind)

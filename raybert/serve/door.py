@@ -245,6 +245,8 @@ def response_of(error: ServiceError, path: str, body: bytes) -> tuple[int, list[
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(told)).encode())]
     if error.retry_after_s is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after_s)).encode()))
+    if error.allow is not None:
+        headers.append((b"allow", error.allow.encode()))
     if error.fault is Fault.KEY:
         headers.append((b"www-authenticate", b"Bearer"))
     return error.fault.status, headers, told

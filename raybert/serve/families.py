@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ValidationError
 
 from raybert.errors import RowError
 from raybert.serve.desk import Desk, by_token, doing, pooled, read_as, reply, shortened, sparse
 from raybert.serve.faults import Fault, ServiceError
+from raybert.serve.posted import Posted, invalid
 from raybert.serve.protocol import cohere, huggingface, label, openai, tei
 from raybert.serve.readings import key_of
 from raybert.serve.service import Answers, Ask
@@ -29,7 +29,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 def openai_routes(desk: Desk) -> APIRouter:
     """``/v1/embeddings`` and ``/v1/models``."""
-    router = APIRouter(tags=["OpenAI"])
+    router = APIRouter(tags=["OpenAI"], route_class=Posted)
 
     @router.post("/v1/embeddings", responses={200: {"model": openai.EmbeddingResponse}})
     @router.post("/embeddings", include_in_schema=False)
@@ -129,7 +129,7 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
 
 def tei_routes(desk: Desk) -> APIRouter:
     """The routes of text-embeddings-inference, and Cohere's that shares one of them."""
-    router, does = APIRouter(tags=["text-embeddings-inference"]), Tei(desk)
+    router, does = APIRouter(tags=["text-embeddings-inference"], route_class=Posted), Tei(desk)
     router.post("/embed", responses={200: {"model": list[list[float]]}})(does.embed)
     router.post("/embed_all", responses={200: {"model": list[list[list[float]]]}})(does.embed_all)
     router.post("/embed_sparse", responses={200: {"model": list[list[tei.Weight]]}})(does.embed_sparse)
@@ -174,7 +174,7 @@ async def _in_thread(work: Any, request: Any, task: Task) -> Any:
 
 def cohere_routes(desk: Desk) -> APIRouter:
     """``/v1/rerank`` and ``/v2/rerank``."""
-    router = APIRouter(tags=["Cohere"])
+    router = APIRouter(tags=["Cohere"], route_class=Posted)
 
     @router.post("/v1/rerank", responses={200: {"model": cohere.CohereResponse}})
     @router.post("/v2/rerank", responses={200: {"model": cohere.CohereResponse}})
@@ -234,7 +234,7 @@ class HuggingFace:
 
 def hugging_face_routes(desk: Desk) -> APIRouter:
     """``/models/{name}``, with the longer path that the client makes for two of the tasks."""
-    router, does = APIRouter(tags=["Hugging Face"]), HuggingFace(desk)
+    router, does = APIRouter(tags=["Hugging Face"], route_class=Posted), HuggingFace(desk)
 
     @router.post("/models/{name}")
     @router.post("/models/{name}/pipeline/{task}", include_in_schema=False)
@@ -247,7 +247,7 @@ def hugging_face_routes(desk: Desk) -> APIRouter:
 
 def label_routes(desk: Desk) -> APIRouter:
     """``/v1/label``."""
-    router = APIRouter(tags=["raybert"])
+    router = APIRouter(tags=["raybert"], route_class=Posted)
 
     @router.post("/v1/label", responses={200: {"model": label.LabelResponse}})
     async def labels(request: label.LabelRequest) -> Response:
@@ -278,7 +278,7 @@ def _key(desk: Desk, head: str, options: Mapping[str, Any]) -> str:
 
 def default_routes(desk: Desk) -> APIRouter:
     """``/`` and ``/invocations``: the task of the first served head."""
-    router, tei_does, huggingface_does = APIRouter(tags=["default"]), Tei(desk), HuggingFace(desk)
+    router, tei_does, huggingface_does = APIRouter(tags=["default"], route_class=Posted), Tei(desk), HuggingFace(desk)
 
     @router.post("/", operation_id="default")
     @router.post("/invocations", operation_id="invocations")
@@ -299,12 +299,12 @@ def default_routes(desk: Desk) -> APIRouter:
 
 
 def parsed(kind: type[Body], plain: Mapping[str, Any]) -> Body:
-    """A body as one route's model; what is wrong with it is told as FastAPI would.
+    """A body as one route's model.
 
     Raises:
-        RequestValidationError: it isn't one.
+        ServiceError: it isn't one.
     """
     try:
         return kind.model_validate(plain)
     except ValidationError as error:
-        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from None
+        raise invalid(error.errors()) from None

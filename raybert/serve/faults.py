@@ -71,13 +71,21 @@ class ServiceError(Exception):
         message: place, value, limit and remedy, in one line.
         param: the field that is meant, as the client spells it; None: none.
         retry_after_s: when it may be worth another try.
+        allow: methods that the route takes.
     """
 
     def __init__(
-        self, fault: Fault, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        fault: Fault,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.fault, self.message, self.param, self.retry_after_s = fault, message, param, retry_after_s
+        self.fault, self.message, self.param = fault, message, param
+        self.retry_after_s, self.allow = retry_after_s, allow
 
 
 def _openai(error: ServiceError) -> dict[str, Any]:

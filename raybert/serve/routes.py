@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from raybert.serve.board import Board
 from raybert.serve.desk import Desk
-from raybert.serve.door import FAULT, Door, response_of
+from raybert.serve.door import Door
 from raybert.serve.families import (
     cohere_routes,
     default_routes,
@@ -23,6 +23,7 @@ from raybert.serve.families import (
 from raybert.serve.faults import Fault, ServiceError
 from raybert.serve.limits import Gate, Limits
 from raybert.serve.playground import playground_routes
+from raybert.serve.posted import invalid
 from raybert.serve.security import ApiKeys
 from raybert.serve.service import Service
 from raybert.serve.upkeep import upkeep_routes
@@ -40,43 +41,28 @@ def make_app(service: Service, *, limits: Limits, keys: ApiKeys, board: Board, t
         title="raybert", version=VERSION, redoc_url=None, static_url="/docs/assets", telemetry=_DOOR_TELLS
     )
     app.add_middleware(Door, limits=limits, keys=keys, meters=board.meters, tracer=tracer, gate=gate)
-    app.add_exception_handler(ServiceError, _refused)
+    # A `ServiceError` passes: the door tells it. What else goes wrong becomes one.
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     families = (openai_routes, tei_routes, cohere_routes, hugging_face_routes, label_routes, default_routes)
     routers = [*(routes(desk) for routes in families), upkeep_routes(desk, board), playground_routes()]
-    # Not include_router: each request would be matched twice. Before FastAPI's own, which fewer ask for: Ray Serve looks
-    # through all of them too, for the name of each request's route.
+    # Not include_router: each request would be matched twice. Before FastAPI's own, which fewer ask for: Ray Serve too
+    # looks through them, for the name of each request's route.
     app.routes[:0] = [route for router in routers for route in router.routes]
     return app
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
-    request.scope[FAULT] = error.fault.code
-    status, headers, body = response_of(error, request.url.path, await request.body())
-    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
-
-
 async def _invalid(request: Request, error: Exception) -> Response:
-    """The first of pydantic's complaints, as one line."""
+    """What is wrong with the address; of bodies `Posted` tells."""
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    place = [str(word) for word in first["loc"] if word != "body"]
-    if first["type"] == "json_invalid":
-        return await _refused(request, ServiceError(Fault.MALFORMED, f"the body is no JSON: {first['ctx']['error']}"))
-    words = f"{'.'.join(place) or 'body'}: {first['msg']}"
-    return await _refused(request, ServiceError(Fault.INVALID, words, param=place[0] if place else None))
+    raise invalid(error.errors())
 
 
 async def _http(request: Request, error: Exception) -> Response:
-    """What FastAPI says by itself: unknown routes and methods, bodies that are none."""
+    """What FastAPI says by itself: unknown routes and methods."""
     assert isinstance(error, HTTPException)
+    path = request.url.path
     if error.status_code == 405:
         allowed = (error.headers or {})["Allow"]
-        words = f"{request.url.path}: takes {allowed}, not {request.method}"
-        response = await _refused(request, ServiceError(Fault.METHOD, words))
-        response.headers["allow"] = allowed
-        return response
-    fault = Fault.UNKNOWN if error.status_code == 404 else Fault.MALFORMED
-    return await _refused(request, ServiceError(fault, f"{request.url.path}: {error.detail}"))
+        raise ServiceError(Fault.METHOD, f"{path}: takes {allowed}, not {request.method}", allow=allowed)
+    raise ServiceError(Fault.UNKNOWN if error.status_code == 404 else Fault.MALFORMED, f"{path}: {error.detail}")
