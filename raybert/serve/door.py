@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import orjson
@@ -78,9 +79,13 @@ class Visit:
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": told})
 
-    def tell(self, meters: Meters) -> None:
-        """Count the request, and log it."""
-        path, seconds = self._scope["path"], time.perf_counter() - self._begun
+    def end(self, meters: Meters) -> None:
+        """Count the request, and log it, when there is time for that."""
+        told = partial(self._tell, meters, time.time(), time.perf_counter() - self._begun)
+        meters.afterwards.do(told)
+
+    def _tell(self, meters: Meters, when: float, seconds: float) -> None:
+        path = self._scope["path"]
         status = LEFT if self.status is None else self.status
         meters.requests.labels(route_of(path), str(status)).inc()
         meters.request_s.labels(route_of(path)).observe(seconds)
@@ -88,16 +93,21 @@ class Visit:
             meters.errors.labels(self._scope[FAULT]).inc()
         logger = logging.getLogger(LOGGER)
         if logger.isEnabledFor(logging.INFO):
+            method = self._scope["method"]
             facts = {
                 "event": "request",
                 "request_id": self.id,
-                "method": self._scope["method"],
+                "method": method,
                 "path": path,
                 "status": status,
                 "seconds": round(seconds, 6),
                 **({} if self._tokens is None else {"tokens": int(self._tokens)}),
             }
-            logger.info("%s %s %d", self._scope["method"], path, status, extra=facts)
+            record = logger.makeRecord(
+                LOGGER, logging.INFO, __file__, 0, "%s %s %d", (method, path, status), None, "request", facts
+            )
+            record.created, record.msecs = when, when % 1 * 1000
+            logger.handle(record)
 
 
 class Door:
@@ -128,7 +138,7 @@ class Door:
         try:
             await self._traced(scope, headers, receive, visit)
         finally:
-            visit.tell(self._meters)
+            visit.end(self._meters)
 
     async def _traced(self, scope: Scope, headers: dict[str, str], receive: Receive, visit: Visit) -> None:
         """Let a request in, under a span named as OpenTelemetry's conventions for HTTP servers have it."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from raybert.serve.afterwards import Afterwards
 
 PUSH_EVERY_S = 1.0
 GONE_AFTER_S = 10.0
@@ -29,10 +32,15 @@ Snapshot = dict[str, tuple[str, str, list[Sample]]]
 
 
 class Meters:
-    """What one process counts."""
+    """What one process counts.
+
+    Attributes:
+        registry: of Prometheus.
+        afterwards: what is still to be counted; a snapshot has it.
+    """
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+        self.registry, self.afterwards = CollectorRegistry(), Afterwards()
 
         def seconds(name: str, about: str, *labels: str) -> Histogram:
             return Histogram(f"raybert_{name}_seconds", about, labels, buckets=_SECONDS, registry=self.registry)
@@ -61,12 +69,18 @@ class Meters:
 
     def batch(self, requests: int, tokens: int, seconds: float) -> None:
         """A forward pass came back."""
+        self.afterwards.do(partial(self._batch, requests, tokens, seconds))
+
+    def _batch(self, requests: int, tokens: int, seconds: float) -> None:
         self.batch_requests.observe(requests)
         self.batch_tokens.observe(tokens)
         self.batch_s.observe(seconds)
 
     def answered(self, texts: int, tokens: int, truncated: int, seconds: Mapping[str, float]) -> None:
         """A request got its answers."""
+        self.afterwards.do(partial(self._answered, texts, tokens, truncated, seconds))
+
+    def _answered(self, texts: int, tokens: int, truncated: int, seconds: Mapping[str, float]) -> None:
         self.texts.inc(texts)
         self.tokens.inc(tokens)
         self.truncated.inc(truncated)
@@ -76,6 +90,7 @@ class Meters:
 
     def snapshot(self) -> Snapshot:
         """All that was counted so far, in plain values."""
+        self.afterwards.now()
         found: Snapshot = {}
         for metric in self.registry.collect():
             samples = [

@@ -1,0 +1,31 @@
+"""What is counted and told of requests, a moment after they are answered.
+
+Done together, it finds in the processor's caches what the one before it needed: while a model computes, little of an
+event loop's own stays there from one request to the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+_AFTER_S = 0.05  # at 400 requests a second twenty at once, about a millisecond in which nobody is answered
+
+
+class Afterwards:
+    """Work for later, from one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do it with whatever comes within a moment."""
+        self._waiting.append(work)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(_AFTER_S, self.now)
+
+    def now(self) -> None:
+        """Do all that waits."""
+        waiting, self._waiting = self._waiting, []
+        for work in waiting:
+            work()
