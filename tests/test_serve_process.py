@@ -112,13 +112,16 @@ def test_each_piece_gets_what_its_trunk_computes_of_it(
                 np.testing.assert_array_equal(found[name].counts, arrays.counts)
 
 
-def test_those_that_compute_yield_and_nobody_else(tasks: dict[str, Task], settings: EngineSettings) -> None:
+def test_those_that_compute_yield_and_have_an_allocator_of_their_own(
+    tasks: dict[str, Task], settings: EngineSettings
+) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
     process = EngineProcess(trunks(tasks), settings, workers=2)
     pids = all_of(process)
     assert len(pids) == 2
     assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in pids] == [min(19, own + 10)] * 2
     assert [os.sched_getscheduler(pid) for pid in pids] == [os.SCHED_BATCH] * 2
+    assert all("libjemalloc" in Path(f"/proc/{pid}/maps").read_text() for pid in pids)
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
     asyncio.run(process.close())
@@ -353,3 +356,21 @@ def test_only_what_a_forward_sees_goes_over(tasks: dict[str, Task]) -> None:
     sequences, _ = program.shared(0, encoded)
     assert type(sequences) is Sequences
     np.testing.assert_array_equal(sequences.ids, encoded[0].ids)
+
+
+def test_memory_that_jemalloc_holds_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own that begins with it, as those that compute do."""
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    words = (
+        "import psutil, numpy as np\n"
+        "from raybert.serve.memory import give_back\n"
+        "held = lambda: psutil.Process().memory_info().rss >> 20\n"
+        "give_back(); before = held()\n"
+        "pieces = [np.ones(3 << 20, np.uint8) for _ in range(50)]; full = held(); del pieces\n"
+        "give_back(); print(full - before, held() - before)\n"
+    )
+    environment = os.environ | module._allocator() | {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
+    told = subprocess.run([sys.executable, "-c", words], env=environment, check=True, timeout=60, capture_output=True)
+    full, left = map(int, told.stdout.split())
+    assert full > 140
+    assert left < 10

@@ -179,8 +179,8 @@ def choose_proxy(environment: MutableMapping[str, str], haproxy: bool | None) ->
     environment.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
     # Replicas take requests from HAProxy themselves, and see who leaves.
     environment.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raybert.serve.unwatched:in_replicas")
-    # How often Ray's controller looks at its replicas: ten times a second unless told, for a fortieth of a processor. One
-    # that died is found half a second later, and starts for ten.
+    # How often Ray's controller looks at its replicas: ten times a second unless told, for a fortieth of a processor.
+    # One that died is found half a second later, and starts for ten.
     environment.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
     # How long a replica goes on before it ends, so that whoever stands before it takes notice: 30 s unless told, for
     # load balancers elsewhere. On one machine HAProxy knows within a second.

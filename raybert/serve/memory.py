@@ -1,6 +1,6 @@
 """Memory of a service: what was there at its start is not looked through again, what was freed goes back.
 
-glibc keeps it for the next request of its size, and after a while holds pieces of all sizes. Given back every ten
+An allocator keeps it for the next request of its size, and after a while holds pieces of all sizes. Given back every ten
 seconds, a service over texts between 1 and 20,000 tokens stays level (tests/soak/test_service.py).
 """
 
@@ -26,11 +26,18 @@ def keep_what_is_there() -> None:
     gc.set_threshold(10_000, *gc.get_threshold()[1:])
 
 
+_ALL_ARENAS = b"arena.4096.purge"  # jemalloc's MALLCTL_ARENAS_ALL
+
+
 def give_back() -> None:
-    """Give back what is free; nothing where the C library is not glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+    """Give back what is free; nothing where memory comes neither from jemalloc nor from glibc."""
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallctl"):
+        library.mallctl(_ALL_ARENAS, None, None, None, ctypes.c_size_t(0))
+    elif hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 async def keep_giving_back() -> None:

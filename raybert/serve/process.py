@@ -15,7 +15,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from itertools import count
+from pathlib import Path
 from typing import Any, cast
 
 from raybert.engine import EngineSettings
@@ -219,12 +221,26 @@ def _start(processes: int) -> tuple[subprocess.Popen[bytes], list[socket.socket]
     theirs = [their.fileno() for _, their in pairs]
     words = [sys.executable, "-P", "-m", "raybert.serve.computing", *map(str, theirs)]
     modules = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # Ray's workers have folders of their own
+    environment = os.environ | modules | _allocator()
     try:
-        process = subprocess.Popen(words, pass_fds=theirs, env=os.environ | modules)  # noqa: S603  our own
+        process = subprocess.Popen(words, pass_fds=theirs, env=environment)  # noqa: S603  our own
     finally:
         for _, their in pairs:
             their.close()
     return process, [ours for ours, _ in pairs]
+
+
+def _allocator() -> dict[str, str]:
+    """What has a process take its memory from jemalloc, which Ray brings with it on Linux; nothing if it has one.
+
+    A forward asks for a hundred pieces of many sizes. glibc's search among those that are free was a tenth of its time
+    (perf, one or two texts a forward).
+    """
+    ray = find_spec("ray")
+    if ray is None or ray.origin is None or sys.platform != "linux" or "LD_PRELOAD" in os.environ:
+        return {}
+    library = Path(ray.origin).parent / "core" / "libjemalloc.so"
+    return {"LD_PRELOAD": str(library)} if library.is_file() else {}
 
 
 def _end(process: subprocess.Popen[Any]) -> int:
