@@ -101,8 +101,12 @@ def values(text: bytes | str) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 def counted(requests: int, waiting: int) -> Meters:
     meters = Meters()
+
+    async def on_a_loop() -> None:
+        meters.batch(2, 100 * requests, 0.01)
+
+    asyncio.run(on_a_loop())  # counted afterwards: the snapshot has it
     meters.requests.labels("/embed", "200").inc(requests)
-    meters.batch(2, 100 * requests, 0.01)
     meters.waiting.set(waiting)
     meters.replicas.labels("encoder").set(1)
     return meters
@@ -193,6 +197,7 @@ def test_the_access_log_has_no_bodies(url: str) -> None:
         assert response.headers["x-request-id"] == "mine-1"
         odd = httpx.get(f"{url}/livez", headers={"x-request-id": "a b"})
         assert len(odd.headers["x-request-id"]) == 32
+        httpx.get(f"{url}/metrics")  # what is told a moment later is told now
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     first = lines[0]
     assert (first["event"], first["request_id"], first["method"], first["path"]) == (

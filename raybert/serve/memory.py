@@ -1,7 +1,7 @@
 """Memory of a service: what was there at its start is not looked through again, what was freed goes back.
 
-An allocator keeps it for the next request of its size, and after a while holds pieces of all sizes. Given back every ten
-seconds, a service over texts between 1 and 20,000 tokens stays level (tests/soak/test_service.py).
+An allocator keeps it for the next request of its size, and after a while holds pieces of all sizes. Given back every
+ten seconds, a service over texts between 1 and 20,000 tokens stays level (tests/soak/test_service.py).
 """
 
 from __future__ import annotations
