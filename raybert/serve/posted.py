@@ -1,7 +1,7 @@
 """Routes that take a body in JSON: read, validated and answered here, without what FastAPI has for other routes.
 
-Its own way there solves dependencies and keeps stacks of contexts for each request, in a quarter of the calls that an
-event loop makes for one text. What a route takes and gives is declared to FastAPI as ever: /openapi.json is its.
+Its own way there solves dependencies and keeps stacks of contexts for each request, of which these have none. What a
+route takes and gives is declared to FastAPI as ever: /openapi.json is its.
 """
 
 from __future__ import annotations
