@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -9,12 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from ray.serve._private.http_util import parse_disconnect_disabled_header
 
 from raybert.serve.launch import choose_proxy
+from raybert.serve.unwatched import Unwatched, in_replicas
 from tests.serving import free_port
 
 CHOICE = "RAY_SERVE_ENABLE_HA_PROXY"
@@ -137,3 +142,19 @@ def test_ports_of_haproxy_are_none_that_a_connection_gets() -> None:
     choose_proxy(environment, None)
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
     assert not [name for name in environment if name.endswith("_PORT") and first <= int(environment[name]) <= last]
+
+
+def test_ray_watches_no_request_in_a_replica_and_all_at_a_proxy() -> None:
+    environment: dict[str, str] = {}
+    choose_proxy(environment, True)
+    module, _, name = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].partition(":")
+    assert getattr(import_module(module), name) is in_replicas
+    assert in_replicas() == []  # this is no replica
+    found: list[bool] = []
+
+    async def rays_own(scope: Any, receive: Any, send: Any) -> None:
+        found.append(parse_disconnect_disabled_header(dict(scope["headers"])))
+
+    scope = {"type": "http", "headers": [(b"x-request-disconnect-disabled", b"?0")]}
+    asyncio.run(Unwatched(rays_own)(scope, None, None))  # type: ignore[arg-type]
+    assert found == [True]

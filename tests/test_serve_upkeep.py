@@ -21,6 +21,7 @@ import raybert
 from raybert import observability
 from raybert.observability import LOGGER, json_lines
 from raybert.serve import service
+from raybert.serve.afterwards import Afterwards
 from raybert.serve.health import FRESH_S, Pulse, Unhealthy
 from raybert.serve.metrics import GONE_AFTER_S, Ledger, Meters, route_of
 from raybert.serve.security import ApiKeys
@@ -281,3 +282,21 @@ def test_long_texts_leave_the_event_loop_to_others(
     response = httpx.post(f"{url}/embed", json={"inputs": words * "word ", "model": "vec"}, headers=headers)
     assert response.status_code == 200
     assert set(seen) == threads
+
+
+def test_what_is_told_afterwards_is_told_also_behind_a_failure() -> None:
+    later, told = Afterwards(), []
+
+    async def main() -> None:
+        later.do(lambda: 1 / 0)  # type: ignore[arg-type,return-value]
+        later.do(lambda: told.append(1))
+        with pytest.raises(ZeroDivisionError):
+            later.now()
+        assert told == []
+        later.now()
+        assert told == [1]
+        later.do(lambda: told.append(2))
+        await asyncio.sleep(0.5)
+        assert told == [1, 2]
+
+    asyncio.run(main())

@@ -7,6 +7,7 @@ event loop's own stays there from one request to the next.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 
 _AFTER_S = 0.05  # at 400 requests a second twenty at once, about a millisecond in which nobody is answered
@@ -16,7 +17,7 @@ class Afterwards:
     """Work for later, from one event loop."""
 
     def __init__(self) -> None:
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: deque[Callable[[], None]] = deque()
 
     def do(self, work: Callable[[], None]) -> None:
         """Do it with whatever comes within a moment."""
@@ -25,7 +26,6 @@ class Afterwards:
             asyncio.get_running_loop().call_later(_AFTER_S, self.now)
 
     def now(self) -> None:
-        """Do all that waits."""
-        waiting, self._waiting = self._waiting, []
-        for work in waiting:
-            work()
+        """Do all that waits; what is behind work that fails waits for the next time."""
+        while self._waiting:
+            self._waiting.popleft()()

@@ -54,11 +54,13 @@ def invalid(complaints: Sequence[Mapping[str, Any]]) -> ServiceError:
 
 
 def _plain(body: bytes, scope: Scope) -> Any:
-    """What is in a body; what is declared to be no JSON stays as it is, and is refused by what the route takes."""
+    """What is in a body."""
     if not body:
         raise ServiceError(Fault.INVALID, "body: Field required")
-    if not _is_json(next((value for name, value in scope["headers"] if name == b"content-type"), b"")):
-        return body
+    kind = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    if not _is_json(kind):
+        told = kind[:40].decode("latin-1")
+        raise ServiceError(Fault.INVALID, f"content-type {told!r}: is no JSON; send 'content-type: application/json'")
     try:
         return json.loads(body)
     except json.JSONDecodeError as error:
