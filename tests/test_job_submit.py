@@ -111,7 +111,10 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
         with stopped(process):
             try:
                 started = Cluster(python, f"http://127.0.0.1:{dashboard}", environment)
-                _wait_for(started.dashboard, process)
+                assert _answer(f"{started.dashboard}/api/jobs/", process) == 401  # it is asked without a token
+                # Jobs go through the node's agent, which may come long after the dashboard on a busy machine, and
+                # which Ray's job server waits 10 s for.
+                _answer(f"http://127.0.0.1:{agent}/", process)
                 yield started
             finally:
                 # A head that ends by itself takes half a minute: its agents go on asking for it.
@@ -122,14 +125,14 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
         _wait_until_gone(children)
 
 
-def _wait_for(url: str, process: subprocess.Popen[str]) -> None:
-    """Until the dashboard answers: by 401, since it is asked without a token."""
+def _answer(url: str, process: subprocess.Popen[str]) -> int:
+    """The status that a URL of a cluster's answers with, once it answers."""
     give_up = time.monotonic() + 120
-    while (status := _status(f"{url}/api/jobs/")) is None:
+    while (status := _status(url)) is None:
         assert process.poll() is None, f"ray start ended with {process.returncode}"
-        assert time.monotonic() < give_up, f"no dashboard at {url}"
+        assert time.monotonic() < give_up, f"nothing answers at {url}"
         time.sleep(0.5)
-    assert status == 401
+    return status
 
 
 def _status(url: str) -> int | None:
