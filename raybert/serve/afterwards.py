@@ -23,9 +23,16 @@ class Afterwards:
         """Do it with whatever comes within a moment."""
         self._waiting.append(work)
         if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_later(_AFTER_S, self.now)
+            self._later()
 
     def now(self) -> None:
-        """Do all that waits; what is behind work that fails waits for the next time."""
-        while self._waiting:
-            self._waiting.popleft()()
+        """Do all that waits; what is behind work that fails waits for the next moment."""
+        try:
+            while self._waiting:
+                self._waiting.popleft()()
+        finally:
+            if self._waiting:
+                self._later()
+
+    def _later(self) -> None:
+        asyncio.get_running_loop().call_later(_AFTER_S, self.now)
